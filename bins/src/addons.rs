@@ -1,9 +1,19 @@
 //! Parts of a whole cluster that can be left out, to be replaced by others.
 
-use k8s_core::client::{Client, Error};
+use http::Method;
+use k8s_builtin::provisioner::LOCAL_PATH;
+use k8s_core::{
+    api::api::storage::v1::StorageClass,
+    client::{Client, Error},
+};
 use serde_json::json;
 
 use crate::apply::apply;
+
+/// Service account of kube-system as which the provisioner of the class `local-path` acts, and its role.
+pub(crate) const PROVISIONER: &str = "local-path-provisioner";
+/// Path of the class `local-path`.
+const CLASS: &str = "/apis/storage.k8s.io/v1/storageclasses/local-path";
 
 /// A part that `up` and `server` have and `--disable` leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -11,6 +21,8 @@ use crate::apply::apply;
 pub enum Addon {
     /// The resource metrics API (`metrics.k8s.io`), which `kubectl top` and autoscalers read.
     MetricsServer,
+    /// The StorageClass `local-path` and its provisioner: volumes are directories of the node.
+    LocalStorage,
 }
 
 /// Lets those who may view, edit or administer a namespace read the metrics of its pods, as metrics-server's
@@ -29,4 +41,80 @@ pub(crate) async fn metrics_reader(client: &Client) -> Result<(), Error> {
         "rules": [{"apiGroups": ["metrics.k8s.io"], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]}],
     });
     apply(client, &format!("/apis/rbac.authorization.k8s.io/v1/clusterroles/{NAME}"), &role).await.map(drop)
+}
+
+/// Creates the class `local-path`, the default one, and the role of its provisioner. A class of that name
+/// that is there is left as it is.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn local_storage(client: &Client) -> Result<(), Error> {
+    let rbac = "rbac.authorization.k8s.io";
+    let rule = |group: &str, resource: &str, verbs: &[&str]| json!({"apiGroups": [group], "resources": [resource], "verbs": verbs});
+    let role = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": PROVISIONER},
+        "rules": [
+            rule("", "persistentvolumes", &["get", "list", "watch", "create", "update", "patch", "delete"]),
+            rule("", "persistentvolumeclaims", &["get", "list", "watch", "update"]),
+            rule("", "nodes", &["get", "list", "watch"]),
+            // Kubelets remove the directories.
+            rule("", "nodes/proxy", &["delete"]),
+            rule("", "events", &["create", "patch", "update"]),
+            rule("storage.k8s.io", "storageclasses", &["get", "list", "watch"]),
+        ],
+    });
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": PROVISIONER},
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": PROVISIONER},
+        "subjects": [{"kind": "ServiceAccount", "name": PROVISIONER, "namespace": "kube-system"}],
+    });
+    // Nothing is attached, and its volumes need no CSI driver in a pod.
+    let driver = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": LOCAL_PATH},
+        "spec": {"attachRequired": false, "podInfoOnMount": false, "fsGroupPolicy": "File"},
+    });
+    let group = "/apis/rbac.authorization.k8s.io/v1";
+    apply(client, &format!("{group}/clusterroles/{PROVISIONER}"), &role).await?;
+    apply(client, &format!("{group}/clusterrolebindings/{PROVISIONER}"), &binding).await?;
+    apply(client, &format!("/apis/storage.k8s.io/v1/csidrivers/{LOCAL_PATH}"), &driver).await?;
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
+        "metadata": {"name": "local-path", "annotations": {
+            "storageclass.kubernetes.io/is-default-class": "true",
+            "storageclass.beta.kubernetes.io/is-default-class": "true",
+        }},
+        "provisioner": LOCAL_PATH, "reclaimPolicy": "Delete", "allowVolumeExpansion": false,
+        "volumeBindingMode": "WaitForFirstConsumer",
+    });
+    match client.bytes(Method::GET, CLASS, "", "").await {
+        // A user may have made another class the default one.
+        Err(e) if e.is_not_found() => apply(client, CLASS, &class).await,
+        other => other.map(drop),
+    }
+}
+
+/// Deletes the class `local-path` of an earlier start, unless it is of another provisioner.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn without_local_storage(client: &Client) -> Result<(), Error> {
+    let class: StorageClass = match client.json(Method::GET, CLASS, "", "").await {
+        Err(e) if e.is_not_found() => return Ok(()),
+        other => other?,
+    };
+    if class.provisioner != LOCAL_PATH {
+        return Ok(());
+    }
+    match client.bytes(Method::DELETE, CLASS, "", "").await {
+        Err(e) if !e.is_not_found() => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn provisioner_and_kubelet_mean_the_same_driver() {
+        assert_eq!(super::LOCAL_PATH, k8s_kubelet::LOCAL_PATH);
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use k8s_apiserver::User;
-use k8s_builtin::{self as builtin, Autoscaling, Selection, Signer, Signing};
+use k8s_builtin::{self as builtin, Autoscaling, Selection, Signer, Signing, provisioner};
 use k8s_controllers::{
     Caches, Environment, Manager, Runnable,
     metrics::{Metrics, counted},
@@ -25,7 +25,8 @@ pub(crate) use api::{Api, ApiConfig, Kubeconfigs, bind, limits};
 pub(crate) use store::open_store;
 
 use crate::{
-    error::ClusterError, extensions::Extensions, identities, node_health::NodeHealthFlags, paths::Paths,
+    addons, error::ClusterError, extensions::Extensions, identities, node_health::NodeHealthFlags,
+    paths::Paths,
 };
 
 /// Settings of the controllers.
@@ -90,6 +91,11 @@ impl ControlPlane {
         autoscaling: Autoscaling,
         extensions: Extensions,
     ) -> Result<Self, ClusterError> {
+        let mut added = extensions.controllers;
+        if config.local_storage == Some(true) {
+            let provisioner = provisioner::runnables(provisioner::LocalPath);
+            added.extend(provisioner.map(|one| one.account(addons::PROVISIONER)));
+        }
         let api = Api::start(paths, config, extensions.api).await?;
         let stop = CancellationToken::new();
         let of = |user: &str| api.client_as(User::new(user, &[]));
@@ -116,15 +122,13 @@ impl ControlPlane {
             autoscaling,
         };
         // The embedding program's own controllers act as the administrator.
-        let manager = manager(&api.client(), config, extensions.controllers).caches(caches.clone()).accounts(
-            move |account| {
-                let user = match account {
-                    identities::CONTROLLER_MANAGER => User::new(account, &[]),
-                    account => User::service_account("kube-system", account),
-                };
-                counted(&server.client_as(user), server.metrics()).named("kube-controller-manager")
-            },
-        );
+        let manager = manager(&api.client(), config, added).caches(caches.clone()).accounts(move |account| {
+            let user = match account {
+                identities::CONTROLLER_MANAGER => User::new(account, &[]),
+                account => User::service_account("kube-system", account),
+            };
+            counted(&server.client_as(user), server.metrics()).named("kube-controller-manager")
+        });
         let metrics = Metrics::new(api.server.metrics());
         let manager = manager.measured(metrics.clone());
         let mut environment = Environment::new(of(identities::SCHEDULER).named("kube-scheduler"));

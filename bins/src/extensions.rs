@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use k8s_apiserver::{admission::IntoAdmit, stages::Authenticate};
-use k8s_builtin::Selection;
+use k8s_builtin::{
+    Selection,
+    provisioner::{self, Provisioner},
+};
 use k8s_controllers::{Controller, Reconcile, Runnable};
 use k8s_core::custom::CustomResource;
 use k8s_runtime::Runtime;
@@ -165,6 +168,17 @@ impl<T> Builder<T> {
     /// ```
     pub fn controller<R: Reconcile>(mut self, controller: Controller<R::Kind>, reconcile: R) -> Self {
         self.extensions.controllers.push(Runnable::controller(controller, reconcile));
+        self
+    }
+
+    /// Adds a provisioner of volumes. It acts as an administrator; its storage classes are made by its users.
+    ///
+    /// ```
+    /// use k8s_builtin::provisioner::LocalPath;
+    /// let cluster = hyperkube::Cluster::builder().provisioner(LocalPath);
+    /// ```
+    pub fn provisioner(mut self, driver: impl Provisioner) -> Self {
+        self.extensions.controllers.extend(provisioner::runnables(driver));
         self
     }
 

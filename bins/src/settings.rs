@@ -53,6 +53,10 @@ pub(crate) struct ClusterSettings {
     /// Parts to leave out.
     #[arg(long, value_delimiter = ',', value_enum)]
     pub(crate) disable: Vec<Addon>,
+    /// Serve custom.metrics.k8s.io and external.metrics.k8s.io, from running pods with the annotation
+    /// `prometheus.io/scrape: "true"` (and `prometheus.io/port`, `prometheus.io/path`).
+    #[arg(long)]
+    pub(crate) custom_metrics: bool,
     #[command(flatten)]
     pub(crate) autoscaling: AutoscalingFlags,
     #[command(flatten)]

@@ -30,6 +30,13 @@ impl ClusterBuilder {
         self
     }
 
+    /// Serves custom and external metrics of running pods with the annotation `prometheus.io/scrape: "true"`,
+    /// for autoscalers: see [`k8s_metrics_server::adapter`]. Default: not served.
+    pub fn custom_metrics(mut self) -> Self {
+        self.base.settings.custom_metrics = true;
+        self
+    }
+
     /// Name of the cluster's distribution: context of its kubeconfig, default data directory `/var/lib/NAME`,
     /// directory `/run/NAME`, prefix of its control groups. 1 to 32 lower-case letters, digits or `-`. A data
     /// directory belongs to one name. Default: `hyperkube`.
@@ -260,6 +267,10 @@ impl ClusterBuilder {
             // Autoscalers that look more often see something new each time.
             resource_metrics: (!settings.disable.contains(&Addon::MetricsServer))
                 .then(|| settings.autoscaling.options().sync_period.min(METRICS_AGE)),
+            custom_metrics: settings
+                .custom_metrics
+                .then(|| settings.autoscaling.options().sync_period.min(METRICS_AGE)),
+            local_storage: Some(!settings.disable.contains(&Addon::LocalStorage)),
             authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };

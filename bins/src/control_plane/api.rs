@@ -22,7 +22,10 @@ use k8s_core::{
     client::{Client, Kubeconfig},
     clock::Clock,
 };
-use k8s_metrics_server::MetricsServer;
+use k8s_metrics_server::{
+    MetricsServer,
+    adapter::{CustomMetrics, ExternalMetrics, Scraper},
+};
 use k8s_store::Store;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -92,6 +95,11 @@ pub(crate) struct ApiConfig {
     pub(crate) versions: VersionSettings,
     /// Serve the resource metrics API, with readings of at most this age. `None`: not served.
     pub(crate) resource_metrics: Option<Duration>,
+    /// Serve custom and external metrics of annotated pods, with readings of at most this age. `None`: not
+    /// served.
+    pub(crate) custom_metrics: Option<Duration>,
+    /// True: make the class `local-path`; false: remove it. `None`: leave it.
+    pub(crate) local_storage: Option<bool>,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -122,6 +130,8 @@ impl Default for ApiConfig {
             audit: AuditSettings::default(),
             versions: VersionSettings::default(),
             resource_metrics: None,
+            custom_metrics: None,
+            local_storage: None,
             warn_unenforced: true,
             limits: limits(),
         }
@@ -208,6 +218,13 @@ impl Api {
         if let Some(age) = config.resource_metrics {
             builder = builder.local_api(Arc::new(MetricsServer::new(age, Clock::system())));
         }
+        if let Some(age) = config.custom_metrics {
+            let scraper = Arc::new(Scraper::new(age, Clock::system()));
+            for api in CustomMetrics::versions(&scraper) {
+                builder = builder.local_api(Arc::new(api));
+            }
+            builder = builder.local_api(Arc::new(ExternalMetrics::new(scraper)));
+        }
         let server = builder.build().await?;
         let (renewed, identities) = (server.clone(), front_proxy.clone());
         renewals.add("front-proxy-client", move || Ok(renewed.renew_front_proxy(&identities.identity()?)?));
@@ -278,6 +295,12 @@ impl Api {
             let made = addons::metrics_reader(&admin).await;
             made.map_err(ClusterError::of("let viewers read the metrics"))?;
         }
+        let stored = match config.local_storage {
+            Some(true) => addons::local_storage(&admin).await,
+            Some(false) => addons::without_local_storage(&admin).await,
+            None => Ok(()),
+        };
+        stored.map_err(ClusterError::of("make the class local-path"))?;
         let client_cas = own.as_ref().map_or_else(|| self.pki.ca().to_owned(), |files| files.client_cas());
         front_proxy
             .publish(&admin, &client_cas)

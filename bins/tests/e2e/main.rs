@@ -26,6 +26,7 @@ mod restart;
 mod serving;
 mod shared;
 mod stateful;
+mod storage;
 mod versions;
 
 use std::process::ExitCode;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         full_disk::TESTS,
         restart::TESTS,
         serving::TESTS,
+        storage::TESTS,
         components::TESTS,
         distributions::TESTS,
         versions::TESTS,

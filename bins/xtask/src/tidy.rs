@@ -53,7 +53,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-store", &["k8s-progress"]),
     ("k8s-core", &["k8s-derive", "k8s-progress", "k8s-quantity", "k8s-tls"]),
     ("k8s-controllers", &["k8s-core", "k8s-metrics"]),
-    ("k8s-builtin", &["k8s-core", "k8s-controllers", "k8s-quota"]),
+    ("k8s-builtin", &["k8s-core", "k8s-controllers", "k8s-metrics", "k8s-quota"]),
     ("k8s-runtime", &["k8s-tls"]),
     ("k8s-net", &["k8s-core", "k8s-metrics"]),
     (

@@ -16,6 +16,7 @@
 mod calculate;
 mod limit;
 mod metrics;
+mod monitor;
 mod target;
 
 use std::{
@@ -47,6 +48,7 @@ use self::{
     calculate::{Delays, Failure, Observed, Proposal, Target, Tolerance, Usage},
     limit::{Bounds, History},
     metrics::Reader,
+    monitor::{Change, Fault, Monitor},
     target::Scale,
 };
 use super::{
@@ -90,10 +92,11 @@ impl Default for Autoscaling {
 }
 
 pub(super) fn start(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
+    let autoscalers = Autoscalers::new(options.autoscaling, Monitor::new(environment.metrics.registry()));
     Controller::<HorizontalPodAutoscaler>::new()
         .named("horizontal-pod-autoscaler")
         .reads::<Pod>()
-        .run_in(environment, Autoscalers::new(options.autoscaling))
+        .run_in(environment, autoscalers)
 }
 
 /// What is known of an autoscaler in this process.
@@ -110,6 +113,7 @@ struct Autoscalers {
     options: Autoscaling,
     known: Mutex<HashMap<ObjectKey, Known>>,
     discovery: tokio::sync::Mutex<Option<(Timestamp, Arc<Discovery>)>>,
+    monitor: Monitor,
 }
 
 impl Reconcile for Autoscalers {
@@ -127,8 +131,21 @@ impl Reconcile for Autoscalers {
             return Ok(Action::requeue_after(left));
         }
         self.with(cx.key(), |known| known.looked = Some((now, hpa.spec.clone())));
+        self.count();
         let mut status = hpa.status.clone().unwrap_or_default();
+        let scaled = |status: &HorizontalPodAutoscalerStatus| status.last_scale_time.clone();
+        let before = scaled(&status);
         let done = self.look(cx, &hpa, &mut status).await;
+        let change = match scaled(&status) == before {
+            true => Change::None,
+            false => Change::of(status.desired_replicas, status.current_replicas.unwrap_or(0)),
+        };
+        let fault = if done.is_ok() { Fault::None } else { Fault::Internal };
+        self.monitor.looked(change, fault, since(cx, now));
+        if done.is_ok() {
+            let desired = self.monitor.desired.get_or_create(&[hpa.namespace(), hpa.name()]);
+            desired.set(i64::from(status.desired_replicas));
+        }
         if let Err(e) = cx.status(&*hpa, |next| next.status = Some(status)).await {
             if !e.is_conflict() {
                 cx.event(&*hpa, EventType::Warning, "FailedUpdateStatus", e.to_string());
@@ -144,8 +161,15 @@ impl Reconcile for Autoscalers {
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(cx.key());
+        self.monitor.desired.remove(&[&cx.key().namespace, &cx.key().name]);
+        self.count();
         Ok(Action::await_change())
     }
+}
+
+/// Returns the time that has passed.
+fn since(cx: &Context, then: Timestamp) -> Duration {
+    Duration::try_from(cx.clock().now().duration_since(then)).unwrap_or_default()
 }
 
 /// Sets a condition of the status.
@@ -171,13 +195,19 @@ struct Unread {
 }
 
 impl Autoscalers {
-    fn new(options: Autoscaling) -> Self {
-        Autoscalers { options, known: Mutex::default(), discovery: tokio::sync::Mutex::default() }
+    fn new(options: Autoscaling, monitor: Monitor) -> Self {
+        Autoscalers { options, known: Mutex::default(), discovery: tokio::sync::Mutex::default(), monitor }
     }
 
     fn with<T>(&self, key: &ObjectKey, act: impl FnOnce(&mut Known) -> T) -> T {
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         act(all.entry(key.clone()).or_default())
+    }
+
+    /// Tells the metrics how many autoscalers there are.
+    fn count(&self) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.monitor.autoscalers.set(i64::try_from(known).unwrap_or(i64::MAX));
     }
 
     /// Returns the served resources, at most [`DISCOVERY_AGE`] old.
@@ -322,7 +352,16 @@ impl Autoscalers {
         let (mut best, mut first, mut unread) = (None::<(i32, String)>, None::<Unread>, 0);
         let mut statuses = Vec::with_capacity(all.len());
         for metric in all {
-            match measuring.read(metric).await {
+            let begun = cx.clock().now();
+            let read = measuring.read(metric).await;
+            let change = read.as_ref().map_or(Change::None, |r| Change::of(r.replicas, measuring.current));
+            let fault = match &read {
+                Ok(_) => Fault::None,
+                Err(unread) if unread.reason == UNKNOWN_TYPE => Fault::Spec,
+                Err(_) => Fault::Internal,
+            };
+            self.monitor.computed(change, fault, since(cx, begun), &metric.type_);
+            match read {
                 Ok(reading) => {
                     statuses.push(reading.status);
                     if best.as_ref().is_none_or(|(replicas, _)| reading.replicas > *replicas) {
@@ -438,6 +477,8 @@ fn amount(resource: &str, milli: i64) -> Option<ApiQuantity> {
     Some(Quantity::from_bytes(bytes).to_api())
 }
 
+/// Reason for a metric of a type that is not known.
+const UNKNOWN_TYPE: &str = "InvalidMetricSourceType";
 const NO_TARGET: &str = "invalid resource metric source: neither an average utilization target nor an average value (usage) target was set";
 
 impl Measuring<'_> {
@@ -536,7 +577,7 @@ impl Measuring<'_> {
             return Ok(Reading { replicas, metric: format!("external metric {name}"), status });
         }
         let message = format!("unknown metric source type {kind:?}");
-        Err(Unread { reason: "InvalidMetricSourceType", whole: message.clone(), message })
+        Err(Unread { reason: UNKNOWN_TYPE, whole: message.clone(), message })
     }
 
     /// A proposal by the use of a resource.

@@ -34,6 +34,7 @@ pub mod discovery;
 pub mod dynamic;
 pub mod hash;
 pub mod pods;
+pub mod provisioner;
 
 mod autoscaler;
 mod bootstrap;

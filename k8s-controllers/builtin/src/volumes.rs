@@ -12,12 +12,13 @@
 //!    that is given up.
 //! 5. The controller deletes no volume. One with the policy `Delete` that no provisioner made is `Failed`.
 //!
-//! Not here: provisioning volumes (provisioners do that), and attaching them ([`attach`]).
+//! Not here: provisioning volumes ([`crate::provisioner`], or a provisioner outside), and attaching them
+//! ([`attach`]).
 
 pub(super) mod attach;
 pub(super) mod ephemeral;
 pub(super) mod expand;
-mod matching;
+pub(super) mod matching;
 mod plan;
 pub(super) mod protection;
 
@@ -40,7 +41,11 @@ use k8s_controllers::{Action, Caches, Context, Controller, Environment, Error, R
 
 const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
-const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+pub(crate) const SELECTED_NODE: &str = "volume.kubernetes.io/selected-node";
+pub(crate) const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// Annotations of a claim with the provisioner that is to make its volume; the second one is older.
+pub(crate) const PROVISIONER: [&str; 2] =
+    ["volume.kubernetes.io/storage-provisioner", "volume.beta.kubernetes.io/storage-provisioner"];
 
 pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
     let claims = Controller::<PersistentVolumeClaim>::new()
@@ -54,10 +59,7 @@ pub(super) fn start(environment: Environment, _: Options) -> BoxFuture<'static, 
         .run_in(environment.clone(), Claims);
     let volumes = Controller::<PersistentVolume>::new()
         .named("persistentvolume-controller-volumes")
-        .watches::<PersistentVolumeClaim>(|_, claim| {
-            let name = claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default();
-            if name.is_empty() { Vec::new() } else { vec![ObjectKey::new("", name)] }
-        })
+        .watches::<PersistentVolumeClaim>(volumes_for)
         .run_in(environment, Volumes);
     futures::future::join(claims, volumes).map(drop).boxed()
 }
@@ -67,6 +69,18 @@ fn claims_for(caches: &Caches, volume: &PersistentVolume) -> Vec<ObjectKey> {
     match matching::claim_of(volume) {
         Some((namespace, name, _)) => vec![ObjectKey::new(namespace, name)],
         None => waiting(caches),
+    }
+}
+
+/// Returns the claim's volume; for a claim without one, those that are meant for it: they must learn that it
+/// is gone.
+fn volumes_for(caches: &Caches, claim: &PersistentVolumeClaim) -> Vec<ObjectKey> {
+    match volume_name(claim) {
+        "" => {
+            let all = caches.of::<PersistentVolume>().list();
+            all.iter().filter(|v| matching::is_meant(v, claim)).map(|v| v.key()).collect()
+        }
+        name => vec![ObjectKey::new("", name)],
     }
 }
 
@@ -101,6 +115,11 @@ impl Reconcile for Claims {
             }
             Verdict::Pending(word) => {
                 tell(cx, &*claim, word);
+                set_phase(cx, &claim, "Pending", None).await?;
+            }
+            Verdict::Provision(provisioner, word) => {
+                let claim = ask(cx, claim, &provisioner).await?;
+                tell(cx, &*claim, Some(word));
                 set_phase(cx, &claim, "Pending", None).await?;
             }
             Verdict::Lost(word) => {
@@ -147,6 +166,21 @@ fn decide(cx: &Context, claim: &PersistentVolumeClaim) -> Verdict {
         waiting: &waiting,
     };
     observed.verdict()
+}
+
+/// Writes the provisioner into the claim's annotations, for which the provisioner waits.
+async fn ask(
+    cx: &Context,
+    claim: Arc<PersistentVolumeClaim>,
+    provisioner: &str,
+) -> Result<Arc<PersistentVolumeClaim>, Error> {
+    if PROVISIONER.iter().all(|key| claim.annotation(key) == Some(provisioner)) {
+        return Ok(claim);
+    }
+    let mut next = (*claim).clone();
+    let annotations = next.metadata.annotations.get_or_insert_default();
+    annotations.extend(PROVISIONER.map(|key| (key.to_owned(), provisioner.to_owned())));
+    cx.replace(&next).await.map(Arc::new)
 }
 
 fn tell<K: Object>(cx: &Context, object: &K, word: Option<Word>) {

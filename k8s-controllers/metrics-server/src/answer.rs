@@ -69,7 +69,7 @@ fn foreign_field(query: &str) -> Option<String> {
         .next()
 }
 
-fn respond(status: StatusCode, object: &Value) -> Response<Body> {
+pub(crate) fn respond(status: StatusCode, object: &Value) -> Response<Body> {
     let mut response = Response::new(body_from_bytes(object.to_string()));
     *response.status_mut() = status;
     let json = header::HeaderValue::from_static("application/json");
@@ -77,7 +77,7 @@ fn respond(status: StatusCode, object: &Value) -> Response<Body> {
     response
 }
 
-fn refuse(status: &ApiStatus) -> Response<Body> {
+pub(crate) fn refuse(status: &ApiStatus) -> Response<Body> {
     let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     respond(code, &serde_json::to_value(status.status()).unwrap_or_default())
 }

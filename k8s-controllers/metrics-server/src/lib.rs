@@ -1,4 +1,5 @@
-//! The resource metrics API, `metrics.k8s.io/v1beta1`: what nodes and pods use, from the kubelets' summaries.
+//! The resource metrics API, `metrics.k8s.io/v1beta1`: what nodes and pods use, from the kubelets' summaries;
+//! and in [`adapter`] the APIs of custom and external metrics.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -19,8 +20,9 @@
 //! Guarantees: as in metrics-server, a pod without a reading of each of its containers is left out, and so is
 //! a node that does not answer. Nothing runs while nobody asks.
 //!
-//! Not here: the measuring (the kubelet), metrics of anything else (`custom.metrics.k8s.io`).
+//! Not here: the measuring (the kubelet). Metrics of anything else are in [`adapter`].
 
+pub mod adapter;
 mod answer;
 mod readings;
 mod summary;

@@ -228,9 +228,9 @@ async fn names(client: &Client) -> Result<Vec<String>, Error> {
     Ok(all.items.into_iter().filter(|node| !node.is_lost()).map(|node| node.metadata.name).collect())
 }
 
-/// Reads a body of at most [`MOST_BYTES`]. Without `async`: rustc cannot prove that such a future is `Send`.
-fn whole(body: Body) -> BoxFuture<'static, Result<Bytes, BoxError>> {
-    Limited::new(body, MOST_BYTES).collect().map(|read| read.map(Collected::to_bytes)).boxed()
+/// Reads a body of at most `most` bytes. Without `async`: rustc cannot prove that such a future is `Send`.
+pub(crate) fn whole(body: Body, most: usize) -> BoxFuture<'static, Result<Bytes, BoxError>> {
+    Limited::new(body, most).collect().map(|read| read.map(Collected::to_bytes)).boxed()
 }
 
 async fn summary(client: &Client, node: &str) -> Result<Summary, Error> {
@@ -243,7 +243,7 @@ async fn summary(client: &Client, node: &str) -> Result<Summary, Error> {
     if !response.status().is_success() {
         return Err(Error::Request(format!("{}: status {}", what(), response.status().as_u16())));
     }
-    let bytes = whole(response.into_body()).await;
+    let bytes = whole(response.into_body(), MOST_BYTES).await;
     let bytes = bytes.map_err(|source| Error::Transport { context: what(), source })?;
     k8s_core::json::from_slice(&bytes).map_err(|source| Error::Decode { what: path, source })
 }

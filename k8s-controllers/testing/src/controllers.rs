@@ -79,6 +79,10 @@ by_name! {
     node_ttl = "ttl";
     /// Attaches CSI volumes to the nodes of their pods.
     attach_detach = "attachdetach";
+    /// Keeps claims that pods use.
+    pvc_protection = "pvc-protection";
+    /// Keeps volumes that are bound.
+    pv_protection = "pv-protection";
     /// Creates the claims of generic ephemeral volumes.
     ephemeral_volume = "ephemeral-volume";
     /// Binds PersistentVolumes to claims.

@@ -48,10 +48,6 @@ const KINDS: &[Kind] = &[
     Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
     Kind("resourceslices.resource.k8s.io", NO_DRA),
     Kind("servicecidrs.networking.k8s.io", "the object is stored, but addresses are not allocated from it"),
-    Kind(
-        "storageclasses.storage.k8s.io",
-        "no provisioner runs in this cluster: claims are bound to volumes that exist",
-    ),
     Kind("volumeattachments.storage.k8s.io", NO_CSI),
     Kind("volumeattributesclasses.storage.k8s.io", NO_CSI),
 ];

@@ -57,6 +57,7 @@ pub use config::Config;
 pub use error::KubeletError;
 pub use kubelet::{Builder, Kubelet};
 pub use server::KubeletApi;
+pub use volumes::local_path::LOCAL_PATH;
 
 /// API types under short names.
 mod types {

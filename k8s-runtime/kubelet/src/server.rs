@@ -20,6 +20,7 @@ mod spdy;
 mod stats;
 mod upgrade;
 mod usage;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -93,7 +94,8 @@ impl KubeletApi {
 
     /// Answers a request. Paths and parameters are upstream's:
     /// `/containerLogs/{namespace}/{pod}/{container}`, `/exec/...`, `/attach/...`,
-    /// `/portForward/{namespace}/{pod}`, `/pods`, `/stats/summary`, `/metrics`, `/healthz`.
+    /// `/portForward/{namespace}/{pod}`, `/pods`, `/stats/summary`, `/metrics`, `/healthz`. Ours is
+    /// `DELETE /localVolumes/{handle}`, which removes the directory of a volume of the class `local-path`.
     ///
     /// A connection is taken over through the request's `hyper::upgrade::OnUpgrade` extension, which hyper's
     /// server puts there.
@@ -128,6 +130,9 @@ impl KubeletApi {
             }
             ["portForward", namespace, pod] | ["portForward", namespace, pod, _] => {
                 port_forward::serve(cx, namespace, pod, request)
+            }
+            ["localVolumes", handle] if request.method() == Method::DELETE => {
+                volumes::remove(cx, handle).await
             }
             _ => Err(ApiStatus::no_resource()),
         }

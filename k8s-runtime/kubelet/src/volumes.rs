@@ -15,6 +15,7 @@ mod config_map;
 mod downward_api;
 mod empty_dir;
 mod host_path;
+pub(crate) mod local_path;
 mod ownership;
 mod payload;
 mod persistent;

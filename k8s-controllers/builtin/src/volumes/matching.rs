@@ -10,7 +10,7 @@ use k8s_core::{
 /// Annotation with the class, older than the field. It takes precedence.
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
 
-pub(super) fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
+pub(crate) fn class_of_claim(claim: &PersistentVolumeClaim) -> &str {
     let field = claim.spec.as_ref().and_then(|s| s.storage_class_name.as_deref());
     claim.annotation(CLASS).or(field).unwrap_or_default()
 }
@@ -27,7 +27,7 @@ fn class_of_volume(volume: &PersistentVolume) -> &str {
 }
 
 /// Returns namespace, name and (once bound) uid of a volume's claim.
-pub(super) fn claim_of(volume: &PersistentVolume) -> Option<(&str, &str, Option<&str>)> {
+pub(crate) fn claim_of(volume: &PersistentVolume) -> Option<(&str, &str, Option<&str>)> {
     let reference = volume.spec.as_ref()?.claim_ref.as_ref()?;
     let uid = reference.uid.as_deref().filter(|u| !u.is_empty());
     Some((reference.namespace.as_deref()?, reference.name.as_deref()?, uid))

@@ -12,12 +12,13 @@ use k8s_core::{
 };
 
 use super::{
-    BIND_COMPLETED, BOUND_BY_CONTROLLER,
+    BIND_COMPLETED, BOUND_BY_CONTROLLER, PROVISIONED_BY,
     matching::{self, Among},
     volume_name,
 };
 
-const PROVISIONED_BY: &str = "pv.kubernetes.io/provisioned-by";
+/// Provisioner of classes whose volumes are made by hand.
+const NO_PROVISIONER: &str = "kubernetes.io/no-provisioner";
 
 /// Content of an event.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub(super) enum Verdict {
     /// Give it this class: it was created when there was no default class.
     Classify(String),
     Pending(Option<Word>),
+    /// The provisioner of this name makes a volume: say so in the claim's annotations, and by the event.
+    Provision(String, Word),
     /// The claim was bound, and its volume is gone or another claim's.
     Lost(Word),
 }
@@ -121,7 +124,12 @@ impl Observed<'_> {
                 Verdict::Classify(class.to_owned())
             }
             None if delayed && !self.is_placed => Verdict::Pending(Some(self.first_consumer())),
-            None => Verdict::Pending(Some(self.unprovisioned())),
+            None => match self.class.filter(|class| class.provisioner != NO_PROVISIONER) {
+                Some(class) => {
+                    Verdict::Provision(class.provisioner.clone(), provisioning(&class.provisioner))
+                }
+                None => Verdict::Pending(Some(self.unprovisioned())),
+            },
         }
     }
 
@@ -139,16 +147,9 @@ impl Observed<'_> {
     fn unprovisioned(&self) -> Word {
         let name = matching::class_of_claim(self.claim);
         match self.class {
-            Some(class) if class.provisioner == "kubernetes.io/no-provisioner" => normal(
+            Some(_) => normal(
                 "FailedBinding",
                 "no persistent volumes available for this claim and its storage class makes none",
-            ),
-            Some(class) => normal(
-                "ExternalProvisioning",
-                format!(
-                    "Waiting for a volume to be created either by the external provisioner '{}' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered.",
-                    class.provisioner
-                ),
             ),
             None if name.is_empty() => normal(
                 "FailedBinding",
@@ -159,6 +160,13 @@ impl Observed<'_> {
             }
         }
     }
+}
+
+fn provisioning(provisioner: &str) -> Word {
+    let message = format!(
+        "Waiting for a volume to be created either by the external provisioner '{provisioner}' or manually by the system administrator. If volume creation is delayed, please verify that the provisioner is running and correctly registered."
+    );
+    normal("ExternalProvisioning", message)
 }
 
 /// Returns the name of the default class: of several the newest.
@@ -307,6 +315,7 @@ mod tests {
             Verdict::Bind(_) => "bind".into(),
             Verdict::Classify(class) => format!("class {class}"),
             Verdict::Pending(word) => format!("pending {}", word.map_or("-", |word| word.reason)),
+            Verdict::Provision(by, word) => format!("{by} {}", word.reason),
             Verdict::Lost(word) => format!("lost {}", word.reason),
         }
     }
@@ -333,7 +342,7 @@ mod tests {
             assert_eq!(found, want, "{bound} {spec} {volume:?}");
         }
         let classed = claim(json!({"storageClassName": "s"}), false);
-        assert_eq!(verdict(&classed, vec![], Some("Immediate")), "pending ExternalProvisioning");
+        assert_eq!(verdict(&classed, vec![], Some("Immediate")), "p ExternalProvisioning");
         let delayed = Some("WaitForFirstConsumer");
         let free = volume(json!({"storageClassName": "s"}));
         assert_eq!(verdict(&classed, vec![free], delayed), "pending WaitForFirstConsumer");

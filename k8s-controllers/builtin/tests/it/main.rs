@@ -11,6 +11,7 @@ mod deployments;
 mod garbage;
 mod jobs;
 mod lab;
+mod provisioning;
 mod quotas;
 mod replication;
 mod slices;

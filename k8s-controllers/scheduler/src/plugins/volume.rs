@@ -117,39 +117,65 @@ impl PreBind for VolumeBinding {
         let Some((supplies, lists)) = promise else { return Ok(()) };
         let api = placement.client.namespaced::<PersistentVolumeClaim>(&pod.key.namespace);
         let mut changes = lists.claims.subscribe();
-        let mut names = Vec::new();
+        let mut awaited = Vec::new();
         for supply in &supplies {
-            let claim = match supply {
+            let (claim, told) = match supply {
                 Supply::Static(claim, volume) => {
                     let volumes = placement.client.all::<PersistentVolume>();
                     volumes.patch(volume.name(), &Patch::Merge(claimed(volume, claim))).await?;
-                    claim
+                    (claim, None)
                 }
                 Supply::Provision(claim) => {
                     let patch = json!({"metadata": {"annotations": {SELECTED_NODE: placement.node}}});
-                    api.patch(claim.name(), &Patch::Merge(patch)).await?;
-                    claim
+                    let told = api.patch(claim.name(), &Patch::Merge(patch)).await?;
+                    (claim, Some(told.revision()))
                 }
             };
-            names.push(claim.name().to_owned());
+            awaited.push((claim.clone(), told));
         }
-        let bound = |name: &String| {
-            let claim = lists.claims.get(&pod.key.namespace, name);
-            claim.is_some_and(|c| c.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound"))
-        };
         let all = async {
-            while !names.iter().all(bound) {
-                if changes.next().await.is_none() {
-                    return;
+            loop {
+                let mut open = false;
+                for (claim, told) in &awaited {
+                    let live = lists.claims.get(&pod.key.namespace, claim.name());
+                    open |= !progress(claim, live.as_deref(), *told, &placement.node)?;
+                }
+                if !open || changes.next().await.is_none() {
+                    return Ok::<(), Error>(());
                 }
             }
         };
         let longest = Duration::from_secs(self.args.bind_timeout_seconds);
         let done = tokio::time::timeout(longest, all).await;
-        done.map_err(|_| Error::Request(format!("binding volumes: not bound within {longest:?}")))?;
+        done.map_err(|_| Error::Request(format!("binding volumes: not bound within {longest:?}")))??;
         self.promised().remove(pod.uid());
         Ok(())
     }
+}
+
+/// Returns true if a claim is bound. `told` is the revision with which the provisioner was told the node.
+///
+/// # Errors
+/// It will not be bound: it is gone, or the provisioner has refused the node.
+fn progress(
+    claim: &PersistentVolumeClaim,
+    live: Option<&PersistentVolumeClaim>,
+    told: Option<u64>,
+    node: &str,
+) -> Result<bool, Error> {
+    let failed = |why: String| Err(Error::Request(format!("binding volumes: {why}")));
+    let Some(live) = live.filter(|live| live.uid() == claim.uid()) else {
+        return failed(format!("persistentvolumeclaim {:?} not found", claim.name()));
+    };
+    if live.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Bound") {
+        return Ok(true);
+    }
+    // An older version does not have the node yet.
+    let answered = told.is_some_and(|told| live.revision() >= told);
+    if answered && live.annotation(SELECTED_NODE) != Some(node) {
+        return failed(format!("provisioning failed for PVC {:?}", claim.name()));
+    }
+    Ok(false)
 }
 
 /// Returns the patch that gives a volume to a claim, unless the volume has changed.
@@ -443,5 +469,36 @@ impl EnqueueExtensions for NodeVolumeLimits {
 impl Plugin for NodeVolumeLimits {
     fn points(self) -> Points {
         Points::of(self).pre_filters().filters().wakes().points()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(uid: &str, revision: u64, node: &str, phase: &str) -> PersistentVolumeClaim {
+        let annotations = if node.is_empty() { json!({}) } else { json!({SELECTED_NODE: node}) };
+        let metadata = json!({"name": "c", "namespace": "a", "uid": uid, "resourceVersion": revision.to_string(),
+            "annotations": annotations});
+        serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap()
+    }
+
+    #[test]
+    fn a_binding_waits_for_its_claim_and_no_longer_than_it_can_come() {
+        let asked = claim("u", 1, "", "Pending");
+        let check = |live: Option<PersistentVolumeClaim>, told: Option<u64>| {
+            progress(&asked, live.as_ref(), told, "n").map_err(|e| e.to_string())
+        };
+        let failed = |why: &str| Err(format!("invalid request: binding volumes: {why}"));
+        assert_eq!(check(Some(claim("u", 9, "n", "Bound")), Some(5)), Ok(true));
+        assert_eq!(check(Some(claim("u", 5, "n", "Pending")), Some(5)), Ok(false));
+        assert_eq!(check(Some(claim("u", 1, "", "Pending")), Some(5)), Ok(false), "the cache is behind");
+        assert_eq!(check(Some(claim("u", 1, "", "Pending")), None), Ok(false), "nobody provisions it");
+        let refused = failed("provisioning failed for PVC \"c\"");
+        assert_eq!(check(Some(claim("u", 6, "", "Pending")), Some(5)), refused);
+        assert_eq!(check(Some(claim("u", 6, "m", "Pending")), Some(5)), refused);
+        let gone = failed("persistentvolumeclaim \"c\" not found");
+        assert_eq!(check(None, Some(5)), gone);
+        assert_eq!(check(Some(claim("v", 9, "n", "Bound")), Some(5)), gone, "made anew");
     }
 }

@@ -1,12 +1,12 @@
 //! `persistentVolumeClaim` and `ephemeral`: claims that are bound to a path of this node (`hostPath` and
-//! `local` volumes).
+//! `local` volumes, and those of the class `local-path`).
 
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use k8s_core::meta::ObjectExt;
 
-use super::{Setup, Volume, VolumeError, host_path, ownership};
+use super::{Setup, Volume, VolumeError, host_path, local_path, ownership};
 use crate::types::{self, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource};
 
 enum Claim {
@@ -51,6 +51,13 @@ impl Volume for Claim {
                 ownership::give_to_group(&path, group)?;
             }
             return Ok(path);
+        }
+        if let Some(source) = spec.csi.filter(|source| source.driver == local_path::LOCAL_PATH) {
+            if source.read_only == Some(true) {
+                let why = "spec.csi.readOnly is not supported; set readOnly where the pod names the claim";
+                return Err(VolumeError::Other(format!("PersistentVolume {bound:?}: {why}")));
+            }
+            return local_path::set_up(&setup.cx.config.root_dir, &source.volume_handle, setup.fs_group);
         }
         Err(VolumeError::Other(format!(
             "PersistentVolume {bound:?} is of a kind that this kubelet cannot mount"

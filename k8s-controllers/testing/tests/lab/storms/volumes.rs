@@ -1,19 +1,26 @@
 //! Claims and volumes.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex},
+};
 
+use k8s_builtin::provisioner::{self, Failure, Provisioner, Provisioning, Reclaiming, Wanted};
 use k8s_controllers::{Action, Context, Controller, Error, Reconcile};
 use k8s_core::{
     api::api::{
-        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
-        storage::v1::VolumeAttachment,
+        core::v1::{
+            HostPathVolumeSource, Node, PersistentVolume, PersistentVolumeClaim, PersistentVolumeSpec, Pod,
+        },
+        storage::v1::{StorageClass, VolumeAttachment},
     },
     meta::ObjectExt,
     random,
 };
 use k8s_testing::{
     Faults, Lab, Script,
-    controllers::{attach_detach, persistent_volume_binder},
+    controllers::{attach_detach, persistent_volume_binder, pv_protection, pvc_protection},
 };
 use serde_json::json;
 
@@ -179,4 +186,109 @@ fn a_volume_follows_its_pod() {
             assert!(attached(&node).is_empty(), "{}", node.name());
         }
     });
+}
+
+thread_local! {
+    /// The storage of [`Shelf`]. A run of a lab has its thread, and seeds run side by side.
+    static SHELF: RefCell<BTreeSet<String>> = RefCell::default();
+}
+
+/// A driver whose storage is a set of names. Calls fail now and then, also after they have done their work.
+struct Shelf;
+
+fn shelf() -> BTreeSet<String> {
+    SHELF.with_borrow(Clone::clone)
+}
+
+impl Shelf {
+    fn may_fail(&self) -> Result<(), Failure> {
+        if random::range(0..4) == 0 { Err(Failure::again("the shelf shakes")) } else { Ok(()) }
+    }
+}
+
+impl Provisioner for Shelf {
+    fn name(&self) -> &'static str {
+        "shelf.io"
+    }
+
+    async fn provision(&self, _: &Context, wanted: &Wanted<'_>) -> Result<PersistentVolumeSpec, Failure> {
+        self.may_fail()?;
+        SHELF.with_borrow_mut(|all| all.insert(wanted.volume.to_owned()));
+        self.may_fail()?;
+        let host_path = Some(HostPathVolumeSource { path: "/shelf".into(), type_: None });
+        Ok(PersistentVolumeSpec { host_path, ..PersistentVolumeSpec::default() })
+    }
+
+    async fn delete(&self, _: &Context, volume: &PersistentVolume) -> Result<(), Failure> {
+        self.may_fail()?;
+        SHELF.with_borrow_mut(|all| all.remove(volume.name()));
+        self.may_fail()
+    }
+}
+
+/// Claims come and go with their pods, while requests are lost and controllers restart: no bound claim is
+/// without its storage, and at the end there is storage of the volumes that are left, and of no other.
+#[test]
+fn storage_is_there_for_its_claim_and_goes_with_it() {
+    let lab = Lab::new().nodes(2).seeds(0..10).faults(Faults::all().at_most(200));
+    let lab = lab.pods(|_: &Pod| slow(Script::runs()));
+    lab.controllers([persistent_volume_binder(), pvc_protection(), pv_protection()])
+        .with(provisioner::claims("shelf.io"), || Provisioning(Shelf))
+        .with(provisioner::volumes("shelf.io"), || Reclaiming(Shelf))
+        .run(async |lab| {
+            SHELF.with_borrow_mut(BTreeSet::clear);
+            lab.always(|all: &[&PersistentVolumeClaim]| {
+                for claim in all.iter().filter(|claim| phase(claim) == "Bound" && !claim.is_deleting()) {
+                    let volume = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).unwrap_or_default();
+                    assert!(shelf().contains(&volume), "{} has lost {volume}", claim.name());
+                }
+            })
+            .await;
+            let seen = Arc::new(Mutex::new(BTreeSet::new()));
+            let names = seen.clone();
+            lab.always(move |all: &[&PersistentVolume]| {
+                names.lock().unwrap().extend(all.iter().map(|v| v.name().to_owned()));
+            })
+            .await;
+            lab.create_from::<StorageClass>(json!({"metadata": {"name": "shelf"}, "provisioner": "shelf.io",
+                "volumeBindingMode": "WaitForFirstConsumer"}))
+                .await;
+            let mut left = Vec::new();
+            for i in 0..8 {
+                let name = format!("c{i}");
+                let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "shelf",
+                    "resources": {"requests": {"storage": "1Gi"}}});
+                lab.create_from::<PersistentVolumeClaim>(json!({"metadata": {"name": name}, "spec": spec}))
+                    .await;
+                let volumes = json!([{"name": "d", "persistentVolumeClaim": {"claimName": name}}]);
+                let spec = json!({"volumes": volumes, "containers": [{"name": "c", "image": "i"}]});
+                lab.create_from::<Pod>(json!({"metadata": {"name": name}, "spec": spec})).await;
+                lab.sleep(seconds(0..10)).await;
+                if random::range(0..2) == 0 {
+                    lab.delete::<Pod>(&name).await;
+                    lab.delete::<PersistentVolumeClaim>(&name).await;
+                } else {
+                    left.push(name);
+                }
+                if random::range(0..4) == 0 {
+                    lab.restart_controllers().await;
+                }
+            }
+            lab.settle().await;
+            // What fails is tried again within a minute or two.
+            lab.sleep(seconds(600..601)).await;
+            let claims: Vec<PersistentVolumeClaim> = lab.list().await;
+            let names: Vec<&str> = claims.iter().map(|claim| claim.name()).collect();
+            assert_eq!(names, left);
+            for claim in &claims {
+                assert_eq!(phase(claim), "Bound", "{}", claim.name());
+            }
+            let wanted: BTreeSet<String> = claims.iter().map(|c| format!("pvc-{}", c.uid())).collect();
+            let volumes: Vec<PersistentVolume> = lab.list().await;
+            assert_eq!(volumes.iter().map(|v| v.name().to_owned()).collect::<BTreeSet<_>>(), wanted);
+            // What was made for a claim that went before its volume was written nobody knows of.
+            let known = seen.lock().unwrap().clone();
+            let left: BTreeSet<String> = shelf().intersection(&known).cloned().collect();
+            assert_eq!(left, wanted);
+        });
 }
