@@ -125,9 +125,8 @@ fn object(
                     (Some(merge_key), Value::Array(have)) => {
                         let before = have.clone();
                         list_of(have, items, merge_key, schema, child, depth)?;
-                        if let Some(order) = order {
-                            reorder(have, &before, order, merge_key);
-                        }
+                        // Without an order of its own, a patch means that of its elements: new ones come first.
+                        reorder(have, &before, order.unwrap_or(items), merge_key);
                     }
                     (_, list) => *list = Value::Array(items.iter().map(without_directives).collect()),
                 }
@@ -281,6 +280,25 @@ mod tests {
     }
 
     #[test]
+    fn new_elements_come_before_those_that_the_patch_does_not_name() {
+        let names = |names: &[&str]| -> Value {
+            let all: Vec<Value> = names.iter().map(|name| json!({"name": name})).collect();
+            json!({"spec": {"containers": all}})
+        };
+        for (before, patch, after) in [
+            (&["a"][..], &["n"][..], &["n", "a"][..]),
+            (&["a", "b", "c"], &["b"], &["a", "b", "c"]),
+            (&["a", "b", "c"], &["c", "a"], &["b", "c", "a"]),
+            (&["a", "b"], &["b", "n"], &["a", "b", "n"]),
+            (&["a", "b"], &["n", "b"], &["n", "a", "b"]),
+        ] {
+            check(names(before), names(patch), names(after));
+        }
+        let finalizers = |all: &[&str]| json!({"metadata": {"finalizers": all}});
+        check(finalizers(&["b"]), finalizers(&["c"]), finalizers(&["c", "b"]));
+    }
+
+    #[test]
     fn directives() {
         let two = json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}});
         check(
@@ -301,7 +319,7 @@ mod tests {
         check(
             json!({"metadata": {"finalizers": ["a", "b"], "labels": {"x": "1", "y": "2"}}}),
             json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"], "labels": {"x": null, "z": "3"}}}),
-            json!({"metadata": {"finalizers": ["b", "c"], "labels": {"y": "2", "z": "3"}}}),
+            json!({"metadata": {"finalizers": ["c", "b"], "labels": {"y": "2", "z": "3"}}}),
         );
         check(
             json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}}]}}),
