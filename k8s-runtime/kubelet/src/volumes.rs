@@ -15,6 +15,7 @@ mod config_map;
 mod downward_api;
 mod empty_dir;
 mod host_path;
+mod image;
 mod ownership;
 mod payload;
 mod persistent;
@@ -119,6 +120,7 @@ const PLUGINS: &[Plugin] = &[
     projected::plugin,
     downward_api::plugin,
     host_path::plugin,
+    image::plugin,
     persistent::plugin,
     unsupported::plugin,
 ];
