@@ -46,7 +46,7 @@ const REPLACEMENT: Duration = Duration::from_secs(1);
 /// A message to a worker.
 #[derive(Debug)]
 enum Mail {
-    World(Message),
+    World(Box<Message>),
     /// An event of the runtime about the pod's sandboxes or containers.
     Runtime(RuntimeEvent),
     /// The pod's sandboxes after a listing, since events may have been lost.
@@ -59,7 +59,7 @@ pub(crate) struct Mailbox(mpsc::UnboundedSender<Mail>);
 
 impl Mailbox {
     pub(crate) fn send(&self, message: Message) {
-        let _ = self.0.send(Mail::World(message));
+        let _ = self.0.send(Mail::World(Box::new(message)));
     }
 
     /// Sends an event of one of the pod's sandboxes.
@@ -181,11 +181,11 @@ impl Worker {
             let mail = tokio::select! {
                 mail = self.inbox.recv() => mail,
                 () = timer => None,
-                () = preempt.cancelled(), if !self.world.preempted => Some(Mail::World(Message::Preempt)),
+                () = preempt.cancelled(), if !self.world.preempted => Some(Mail::World(Box::new(Message::Preempt))),
                 () = self.shutdown.cancelled() => return self.leave().await,
             };
             let mut messages = Vec::new();
-            messages.extend(self.read(mail.unwrap_or(Mail::World(Message::Tick))).await);
+            messages.extend(self.read(mail.unwrap_or_else(|| Mail::World(Box::new(Message::Tick)))).await);
             // Handle all queued mail in the same step.
             while let Ok(mail) = self.inbox.try_recv() {
                 messages.extend(self.read(mail).await);
@@ -234,10 +234,10 @@ impl Worker {
     async fn read(&self, mail: Mail) -> Option<Message> {
         match mail {
             Mail::World(message) => {
-                if let Message::Pod(pod) = &message {
+                if let Message::Pod(pod) = &*message {
                     self.writer.observe(pod);
                 }
-                Some(message)
+                Some(*message)
             }
             Mail::Listed(sandboxes) => Some(Message::Listed(self.seen(sandboxes))),
             Mail::Runtime(RuntimeEvent::Exited(_, id) | RuntimeEvent::Started(_, id)) => {
