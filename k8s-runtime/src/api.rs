@@ -197,9 +197,9 @@ pub struct Mount {
     /// can be executed. Empty: none.
     #[serde(default)]
     pub image: String,
-    /// Existing path below the directory `host_path` or in the image. Empty: `host_path` itself. It is resolved beneath
-    /// `host_path` when the container is created: symbolic links that lead out of it are refused, even if
-    /// they change during the resolution.
+    /// Existing path below the directory `host_path` or in the image. Empty: `host_path` itself. It is
+    /// resolved beneath `host_path` when the container is created: symbolic links that lead out of it are
+    /// refused, even if they change during the resolution.
     #[serde(default)]
     pub sub_path: PathBuf,
     /// Absolute path in the container; created if missing.

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 use super::protocol::{ContainerRecord, SandboxRecord, read_json};
 use crate::api::ContainerState;
 
-/// Returns the image ids used by containers and their image volumes of the runtime with this state directory, each with the
-/// `namespace/pod` of one such pod. Exited containers do not count.
+/// Returns the image ids used by containers and their image volumes of the runtime with this state directory,
+/// each with the `namespace/pod` of one such pod. Exited containers do not count.
 ///
 /// # Errors
 /// The records cannot be read.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    actuate, admit,
+    actuate, admit, allocate,
     life::Life,
     probes::Probes,
     records,
@@ -194,7 +194,7 @@ impl Worker {
             while self.tasks.try_join_next().is_some() {}
         }
         let uid = self.world.pod.uid();
-        self.cx.release(uid);
+        allocate::release(&self.cx, uid);
         self.cx.retract(uid);
         self.cx.tokens.forget(uid);
         self.cx.certificates.forget(uid);
@@ -278,7 +278,7 @@ impl Worker {
     /// Frees the pod's resources once nothing of it runs, or others count it as gone.
     fn release_if_over(&self) {
         if self.world.gone || self.world.ending.is_some_and(|ending| ending.stage.is_down()) {
-            self.cx.release(self.world.pod.uid());
+            allocate::release(&self.cx, self.world.pod.uid());
         }
     }
 
@@ -327,7 +327,7 @@ impl Worker {
                 let job = stop::Job { cx, pod, what: *what, pod_ips: self.world.pod_ips.clone(), kill_at };
                 self.answer(async move { Message::Stopped { name, record: job.run().await } });
             }
-            Effect::Propose(Some(asks)) => cx.resizes.push(&cx, asks, mailbox),
+            Effect::Propose(Some(asks)) => allocate::push(&cx, asks, mailbox),
             Effect::Propose(None) => cx.resizes.forget(pod.uid()),
             Effect::SaveAllocation(allocation) => self.save(&allocation),
             Effect::Resize(plan) => {
@@ -374,7 +374,7 @@ impl Worker {
         }
         if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
             // The scheduler counts it as gone once it reads this.
-            self.cx.release(self.world.pod.uid());
+            allocate::release(&self.cx, self.world.pod.uid());
         }
         if !self.world.gone {
             let between = self.world.ending.is_none() && self.world.containers.iter().any(Life::is_between);
