@@ -188,14 +188,18 @@ pub struct User {
     pub supplementary_gids: Vec<u32>,
 }
 
-/// A bind mount of a host path into a container.
+/// A bind mount of a host path into a container, or a mount of an image's files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mount {
     /// Path on the host: an existing file or directory.
     pub host_path: PathBuf,
-    /// Existing path below the directory `host_path`. Empty: `host_path` itself. It is resolved beneath
-    /// `host_path` when the container is created: symbolic links that lead out of it are refused, even if
-    /// they change during the resolution.
+    /// Id of an image whose files are mounted instead of `host_path`: read-only, without devices, and no file
+    /// can be executed. Empty: none.
+    #[serde(default)]
+    pub image: String,
+    /// Existing path below the directory `host_path` or in the image. Empty: `host_path` itself. It is
+    /// resolved beneath `host_path` when the container is created: symbolic links that lead out of it are
+    /// refused, even if they change during the resolution.
     #[serde(default)]
     pub sub_path: PathBuf,
     /// Absolute path in the container; created if missing.

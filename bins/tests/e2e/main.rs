@@ -18,6 +18,7 @@ mod distributions;
 mod envtest;
 mod full_disk;
 mod harness;
+mod image_volumes;
 mod kubectl;
 mod limits;
 mod manifests;
@@ -44,9 +45,15 @@ fn main() -> ExitCode {
     }
     let arguments = Arguments::from_args();
     let mut tests: Vec<Trial> = Vec::new();
-    for list in
-        [kubectl::TESTS, limits::TESTS, manifests::TESTS, resize::TESTS, shared::TESTS, stateful::TESTS]
-    {
+    for list in [
+        image_volumes::TESTS,
+        kubectl::TESTS,
+        limits::TESTS,
+        manifests::TESTS,
+        resize::TESTS,
+        shared::TESTS,
+        stateful::TESTS,
+    ] {
         tests.extend(list.iter().map(|(name, test)| {
             let (name, test) = (*name, *test);
             Trial::test(name, move || test(&*harness::shared()?, &name.replace('_', "-")))

@@ -46,7 +46,8 @@ fn resize(n: &Namespace<'_>, pod: &str, patch: &str) -> Result<String, Failed> {
 /// Waits until the kubelet has seen the newest generation, no resize is left, and the pod is ready.
 fn resized(n: &Namespace<'_>, pod: &str) -> Outcome {
     until(&format!("{pod} is resized"), Duration::from_secs(60), || {
-        let object: Value = serde_json::from_str(&n.ok(&["get", "pod", pod, "-o", "json"], "")?)?;
+        let said = n.run(&["get", "pod", pod, "-o", "json"], "").map_err(|e| format!("{e:?}"))?;
+        let object: Value = serde_json::from_str(&said.out).map_err(|e| format!("{e}: {said:?}"))?;
         let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
         let has = |type_: &str| conditions.iter().any(|c| c["type"] == type_ && c["status"] == "True");
         Ok(object["status"]["observedGeneration"] == object["metadata"]["generation"]
@@ -72,7 +73,7 @@ fn resizes(cluster: &Cluster, name: &str) -> Outcome {
     expect_limits(&n, "p", "main", "100 32")?;
     let id = n.jsonpath("pod/p", "{.status.containerStatuses[0].containerID}")?;
     for (cpu, memory, want) in
-        [("200m", "64Mi", "200 64"), ("150m", "48Mi", "150 48"), ("0.1", "32Mi", "100 32")]
+        [("200m", "64Mi", "200 64"), ("150m", "48Mi", "150 48"), ("100m", "32Mi", "100 32")]
     {
         resize(&n, "p", &patch("main", cpu, memory))?;
         resized(&n, "p")?;
@@ -113,7 +114,8 @@ fn failures(cluster: &Cluster, name: &str) -> Outcome {
     refused(class, "Pod QOS Class may not change as a result of resizing")?;
     // Below what the container uses.
     resize(&n, "p", &patch("main", "100m", "10Ki"))?;
-    n.until(&["get", "pod", "p", "-o", "yaml"], "memory limit (10240) below current usage", 30)?;
+    let message = r#"jsonpath={.status.conditions[?(@.type=="PodResizeInProgress")].message}"#;
+    n.until(&["get", "pod", "p", "-o", message], "memory limit (10240) below current usage", 30)?;
     expect_limits(&n, "p", "main", "100 32")?;
     n.until(&["get", "events"], "ResizeError", 10)?;
     resize(&n, "p", &patch("main", "100m", "32Mi"))?;

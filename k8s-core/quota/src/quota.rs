@@ -99,8 +99,12 @@ impl Quota {
     ) -> Result<Amounts, Refusal> {
         let limits = |name: &str| self.hard.get(name).is_some() && kinds::resource_of(name) == Some(resource);
         let names: Vec<&str> = self.hard.names().filter(|name| limits(name)).collect();
-        // The resources of a pod do not change; its deadline changes the scopes that it is in.
-        let is_same = |old: &Value| resource == "pods" && pod::has_deadline(old) == pod::has_deadline(object);
+        // Only a resize changes the resources of a pod; its deadline changes the scopes that it is in.
+        let is_same = |old: &Value| {
+            resource == "pods"
+                && pod::has_deadline(old) == pod::has_deadline(object)
+                && kinds::usage(resource, old, now) == kinds::usage(resource, object, now)
+        };
         if names.is_empty() || old.is_some_and(is_same) || !self.selects(resource, object) {
             return Ok(Amounts::default());
         }

@@ -295,3 +295,20 @@ fn updates_are_charged_their_difference() {
     assert!(scoped.charge("pods", &new, Some(&new), NOW).unwrap().is_empty());
     assert!(scoped.charge("pods", &old, Some(&new), NOW).unwrap().is_empty());
 }
+
+#[test]
+fn a_resize_is_charged_and_other_updates_of_pods_are_not() {
+    let sized = |cpu: &str| pod(&json!({"cpu": cpu}), &json!({}));
+    let of = |hard: &str| quota(json!({}), json!({"requests.cpu": hard}), json!({"requests.cpu": "1"}));
+    let charge = |hard: &str, new: &Value| {
+        of(hard).charge("pods", new, Some(&sized("1")), NOW).map(|charge| charge.to_string())
+    };
+    assert_eq!(charge("3", &sized("2")).unwrap(), "requests.cpu=1");
+    assert_eq!(
+        charge("1500m", &sized("2")).unwrap_err().to_string(),
+        "exceeded quota: q, requested: requests.cpu=1, used: requests.cpu=1, limited: requests.cpu=1500m"
+    );
+    let mut other = sized("1");
+    other["spec"]["containers"][0]["image"] = "other".into();
+    assert_eq!(charge("500m", &other).unwrap(), "", "a full quota does not stop other updates");
+}

@@ -4,7 +4,7 @@
 //! the allocated ones: [`Allocation::apply`] puts them into the pod.
 //! Guarantee: a kubelet that starts again finds the allocation of each admitted pod in the pod's directory,
 //! so that a resize asked for in between is decided anew, not taken for granted.
-//! Not here: the decision ([`crate::resizes`]), and cgroups (`pod::resize`).
+//! Not here: the decision (`pod/allocate.rs`), and cgroups (`pod::resize`).
 
 use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 

@@ -117,14 +117,6 @@ impl Context {
         lock(&self.sandboxes).get(id).cloned()
     }
 
-    /// Frees what a pod holds, and gives the room to resizes that wait for it.
-    pub(crate) fn release(&self, uid: &str) {
-        self.resizes.forget(uid);
-        if self.ledger.release(uid) {
-            self.resizes.retry(self);
-        }
-    }
-
     /// Replaces the state of a pod that the kubelet's API reads.
     pub(crate) fn publish(&self, uid: &str, view: PodView) {
         self.metrics.add(&view);

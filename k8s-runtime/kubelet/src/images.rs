@@ -1,4 +1,4 @@
-//! Provides a container's image: pull policy, pull secrets, and back-off after failed pulls.
+//! Provides the images of containers and volumes: pull policy, pull secrets, and back-off after failed pulls.
 
 use std::{
     collections::HashMap,
@@ -16,6 +16,34 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use crate::{backoff::Backoff, duration, sources::Sources, types::*};
+
+/// An image that a pod needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted<'a> {
+    pub(crate) image: &'a str,
+    /// Pull policy. Empty: by the tag.
+    policy: &'a str,
+    /// The container that runs it. `None`: it is a volume of the pod.
+    container: Option<&'a str>,
+}
+
+impl<'a> Wanted<'a> {
+    /// The image that a container runs.
+    pub(crate) fn by_container(container: &'a Container) -> Self {
+        Wanted {
+            image: container.image.as_deref().unwrap_or_default(),
+            policy: container.image_pull_policy.as_deref().unwrap_or_default(),
+            container: Some(&container.name),
+        }
+    }
+
+    /// The image of a volume. `None`: the volume is of another type.
+    pub(crate) fn by_volume(volume: &'a Volume) -> Option<Self> {
+        let source = volume.image.as_ref()?;
+        let image = source.reference.as_deref().unwrap_or_default();
+        Some(Wanted { image, policy: source.pull_policy.as_deref().unwrap_or_default(), container: None })
+    }
+}
 
 /// Maximum number of parallel pulls.
 const PULLS: usize = 4;
@@ -59,15 +87,14 @@ impl Puller {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner).retain(|(uid, _), _| uid != pod_uid);
     }
 
-    /// Returns the image of a container, and pulls it if its pull policy asks for that.
+    /// Returns an image, and pulls it if its pull policy asks for that.
     pub(crate) async fn ensure(
         &self,
         sources: &Sources,
         pod: &Pod,
-        container: &Container,
+        wanted: Wanted<'_>,
     ) -> Result<ImageInfo, ImageError> {
-        let image = container.image.as_deref().unwrap_or_default();
-        let name = Some(container.name.as_str());
+        let (image, name) = (wanted.image, wanted.container);
         let now = self.clock.now();
         let later =
             |seconds: i64| now.saturating_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(now);
@@ -86,7 +113,7 @@ impl Puller {
                 return Err(ImageError { reason: "ImageInspectError", message, retry_at: later(5) });
             }
         };
-        match (present, policy(container)) {
+        match (present, policy(wanted)) {
             (Some(found), "IfNotPresent" | "Never") => {
                 let message = format!("Container image {image:?} already present on machine");
                 self.events.normal(involved_container(pod, name), "Pulled", message);
@@ -98,8 +125,8 @@ impl Puller {
                 self.events.warning(involved_container(pod, name), "Failed", "Error: ErrImageNeverPull");
                 Err(ImageError { reason: "ErrImageNeverPull", message, retry_at: later(10) })
             }
-            (None, _) => self.pull(sources, pod, container, image).await,
-            (Some(found), _) => match self.pull(sources, pod, container, image).await {
+            (None, _) => self.pull(sources, pod, wanted).await,
+            (Some(found), _) => match self.pull(sources, pod, wanted).await {
                 // Unlike upstream: where no registry answers, an image that was loaded by hand is as new as
                 // any can be. Clusters without a registry then run manifests that name no tag, which means
                 // `Always`.
@@ -117,10 +144,8 @@ impl Puller {
         &self,
         sources: &Sources,
         pod: &Pod,
-        container: &Container,
-        image: &str,
+        Wanted { image, container: name, .. }: Wanted<'_>,
     ) -> Result<ImageInfo, ImageError> {
-        let name = Some(container.name.as_str());
         let key = (pod.uid().to_owned(), image.to_owned());
         if let Some((until, last)) = self.blocked(&key) {
             let message = format!("Back-off pulling image {image:?}");
@@ -177,11 +202,11 @@ impl Puller {
 }
 
 /// Returns the pull policy. The default depends on the tag: `Always` for `latest`, else `IfNotPresent`.
-fn policy(container: &Container) -> &str {
-    if let Some(policy) = container.image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
-        return policy;
+fn policy(wanted: Wanted<'_>) -> &str {
+    if !wanted.policy.is_empty() {
+        return wanted.policy;
     }
-    let image = container.image.as_deref().unwrap_or_default();
+    let image = wanted.image;
     let last = image.rsplit('/').next().unwrap_or_default();
     let tag = last.split_once(':').map(|(_, tag)| tag);
     if image.contains('@') || tag.is_some_and(|t| t != "latest") { "IfNotPresent" } else { "Always" }
@@ -262,7 +287,7 @@ mod tests {
             ("nginx@sha256:abc", "IfNotPresent"),
         ] {
             let container = Container { image: Some(image.into()), ..Container::default() };
-            assert_eq!(policy(&container), want, "{image}");
+            assert_eq!(policy(Wanted::by_container(&container)), want, "{image}");
         }
         assert_eq!(registry("nginx"), "docker.io");
         assert_eq!(registry("library/nginx"), "docker.io");

@@ -30,11 +30,10 @@ use crate::{
     metrics::Metrics,
     node, orphans,
     pod::{
-        admit,
+        admit, allocate,
         worker::{self, Handle},
         world::Message,
     },
-    resizes,
     server::{self, KubeletApi},
     sysctls::Sysctls,
     types::*,
@@ -183,7 +182,7 @@ impl Builder {
         tasks.spawn(until_stop(Box::pin(event_writer)));
         tasks.spawn(until_stop(Box::pin(node::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(logs::rotate::run(cx.clone()))));
-        tasks.spawn(until_stop(Box::pin(resizes::run(cx.clone()))));
+        tasks.spawn(until_stop(Box::pin(allocate::run(cx.clone()))));
         if let Some(listener) = listener {
             tasks.spawn(server::serve(listener, api.clone(), stop.clone()));
         }
@@ -341,7 +340,7 @@ impl Router {
                     for pod in pods {
                         self.upsert(pod);
                     }
-                    cx.resizes.open(&cx);
+                    allocate::open(&cx);
                     let known = std::mem::take(&mut self.known);
                     background.spawn(orphans::remove(cx.clone(), known));
                 }

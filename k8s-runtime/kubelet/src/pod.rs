@@ -10,6 +10,7 @@
 
 mod actuate;
 pub(crate) mod admit;
+pub(crate) mod allocate;
 pub(crate) mod container_spec;
 pub(crate) mod life;
 pub(crate) mod plan;

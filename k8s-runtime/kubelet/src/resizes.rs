@@ -1,42 +1,27 @@
 //! Resizes that wait for a decision: whether the node has room for what a pod asks for anew.
 //!
-//! Flow: a pod's worker calls [`push`](Resizes::push) when its pod asks for other resources than it has. The
-//! decision comes back as [`Message::Resize`]. Whatever frees room calls [`retry`](Resizes::retry): the end
-//! of a pod, another resize, and a timer. Order and reasons are upstream's (`pkg/kubelet/allocation`).
-//! Guarantees:
-//! 1. A resize is allocated only if it fits beside what all other pods hold; check and allocation are one
-//!    step ([`crate::ledger`]).
-//! 2. Nothing is decided before the pods that the node had are counted.
-//!
-//! Not here: `Infeasible`, which upstream says of nodes with swap, or with static CPU or memory managers.
+//! The queue and its order, which is upstream's (`pkg/kubelet/allocation`). Not here: the decision
+//! (`pod/allocate.rs`).
 
 use std::{
     cmp::Reverse,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
 };
 
 use k8s_core::meta::ObjectExt;
 
 use crate::{
-    context::Context,
-    node,
-    pod::{
-        admit,
-        worker::Mailbox,
-        world::{Message, Verdict},
-    },
     resources::{Amounts, Qos, pod_requests, qos},
     types::*,
 };
 
-/// Longest time between two attempts, as upstream.
-const PERIOD: Duration = Duration::from_secs(180);
+/// Takes the decision on a resize. Returns `true` if it goes on waiting.
+pub(crate) type Decide = Box<dyn Fn(&Arc<Pod>) -> bool + Send + Sync>;
 
 /// A pod that asks for other resources than it has.
 struct Pending {
     pod: Arc<Pod>,
-    mailbox: Mailbox,
+    decide: Decide,
     /// Position in the order of arrival.
     number: u64,
 }
@@ -53,39 +38,27 @@ struct Queue {
 #[derive(Default)]
 pub(crate) struct Resizes(Mutex<Queue>);
 
-/// Tries the waiting resizes again from time to time. Runs until it is dropped.
-pub(crate) async fn run(cx: Arc<Context>) {
-    loop {
-        cx.clock.sleep(PERIOD).await;
-        cx.resizes.retry(&cx);
-    }
-}
-
 impl Resizes {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to decide.
-    pub(crate) fn open(&self, cx: &Context) {
+    /// Allows decisions.
+    pub(crate) fn open(&self) {
         self.queue().open = true;
-        self.retry(cx);
     }
 
-    /// Adds a resize, or replaces the pod's earlier one, and decides on all that wait.
-    pub(crate) fn push(&self, cx: &Context, pod: Arc<Pod>, mailbox: Mailbox) {
-        {
-            let mut queue = self.queue();
-            match queue.pending.iter_mut().find(|p| p.pod.uid() == pod.uid()) {
-                Some(known) => known.pod = pod,
-                None => {
-                    let number = queue.next;
-                    queue.next += 1;
-                    queue.pending.push(Pending { pod, mailbox, number });
-                }
+    /// Adds a resize, or replaces the pod's earlier one.
+    pub(crate) fn push(&self, pod: Arc<Pod>, decide: Decide) {
+        let mut queue = self.queue();
+        match queue.pending.iter_mut().find(|p| p.pod.uid() == pod.uid()) {
+            Some(known) => known.pod = pod,
+            None => {
+                let number = queue.next;
+                queue.next += 1;
+                queue.pending.push(Pending { pod, decide, number });
             }
         }
-        self.retry(cx);
     }
 
     /// Removes the resize of a pod.
@@ -93,27 +66,14 @@ impl Resizes {
         self.queue().pending.retain(|p| p.pod.uid() != uid);
     }
 
-    /// Decides on all waiting resizes, and sends the decisions to the pods' workers.
-    pub(crate) fn retry(&self, cx: &Context) {
+    /// Decides on all waiting resizes, in order. `held` returns what a pod holds.
+    pub(crate) fn retry(&self, held: impl Fn(&str) -> Option<Amounts>) {
         let mut queue = self.queue();
         if !queue.open || queue.pending.is_empty() {
             return;
         }
-        queue.pending.sort_by_cached_key(|p| rank(&p.pod, cx.ledger.requests(p.pod.uid()), p.number));
-        let node = node::cached(cx);
-        let pressure = node::pressure(cx).names();
-        queue.pending.retain(|Pending { pod, mailbox, .. }| {
-            let decided = cx.ledger.resize(pod, |others| admit::resize(pod, &node, others, &pressure));
-            // A pod without an entry is over.
-            let Some(decided) = decided else { return false };
-            let waits = decided.is_err();
-            let verdict = match decided {
-                Ok(()) => Verdict::Allocated(pod.clone()),
-                Err(refusal) => Verdict::Deferred(pod.clone(), refusal),
-            };
-            mailbox.send(Message::Resize(verdict));
-            waits
-        });
+        queue.pending.sort_by_cached_key(|p| rank(&p.pod, held(p.pod.uid()), p.number));
+        queue.pending.retain(|Pending { pod, decide, .. }| decide(pod));
     }
 }
 

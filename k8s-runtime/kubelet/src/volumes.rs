@@ -15,6 +15,7 @@ mod config_map;
 mod downward_api;
 mod empty_dir;
 mod host_path;
+mod image;
 pub(crate) mod local_path;
 mod ownership;
 mod payload;
@@ -120,6 +121,7 @@ const PLUGINS: &[Plugin] = &[
     projected::plugin,
     downward_api::plugin,
     host_path::plugin,
+    image::plugin,
     persistent::plugin,
     unsupported::plugin,
 ];

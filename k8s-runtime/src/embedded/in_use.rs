@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 use super::protocol::{ContainerRecord, SandboxRecord, read_json};
 use crate::api::ContainerState;
 
-/// Returns the image ids used by containers of the runtime with this state directory, each with the
-/// `namespace/pod` of one such pod. Exited containers do not count.
+/// Returns the image ids used by containers and their image volumes of the runtime with this state directory,
+/// each with the `namespace/pod` of one such pod. Exited containers do not count.
 ///
 /// # Errors
 /// The records cannot be read.
@@ -24,7 +24,10 @@ pub fn images_in_use(root: &Path) -> io::Result<BTreeMap<String, String>> {
             let state = known(read_json::<ContainerState>(&container.join("state.json")))?;
             if !matches!(state, Some(ContainerState::Exited { .. })) {
                 let pod = format!("{}/{}", record.spec.namespace, record.spec.name);
-                found.entry(made.spec.image).or_insert(pod);
+                let volumes = made.volume_layers.into_keys();
+                for image in volumes.chain([made.spec.image]) {
+                    found.entry(image).or_insert_with(|| pod.clone());
+                }
             }
         }
     }

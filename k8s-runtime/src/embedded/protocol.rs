@@ -47,6 +47,9 @@ pub(crate) struct ContainerRecord {
     /// Directory of unpacked layers, and the names of the image's layers in it, lowest first.
     pub(crate) layers_dir: PathBuf,
     pub(crate) layers: Vec<String>,
+    /// Layers of the images that are mounted as volumes, by image id.
+    #[serde(default)]
+    pub(crate) volume_layers: BTreeMap<String, Vec<String>>,
     pub(crate) stop_signal: i32,
     pub(crate) cgroup: String,
 }

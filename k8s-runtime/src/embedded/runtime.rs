@@ -169,6 +169,7 @@ fn container_record(
         image_user: image.user.clone(),
         layers_dir: image.layers_dir.clone(),
         layers: image.layers.clone(),
+        volume_layers: BTreeMap::new(),
         stop_signal: parse_signal(stop_signal)
             .ok_or_else(|| RuntimeError::Invalid(format!("invalid stop signal {stop_signal:?}")))?,
         cgroup: format!("{pod_cgroup}/{id}"),
@@ -264,7 +265,10 @@ impl Runtime for Embedded {
             .get(&sandbox.0)
             .map(|s| s.record.cgroup.clone())
             .ok_or_else(|| RuntimeError::NotFound { what: "sandbox", id: sandbox.0.clone() })?;
-        let record = container_record(new_id(), spec, &image, &pod_cgroup)?;
+        let mut record = container_record(new_id(), spec, &image, &pod_cgroup)?;
+        for id in spec.mounts.iter().map(|mount| &mount.image).filter(|id| !id.is_empty()) {
+            record.volume_layers.insert(id.clone(), self.images.resolve(id)?.layers.clone());
+        }
         let id = record.id.clone();
         let dir = self.config.sandbox(&sandbox.0);
         let own = dir.join("c").join(&id);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_runtime::{ContainerState, Mount, Resources, Runtime, RuntimeError, User};
 use libtest_mimic::Failed;
 
-use crate::harness::{Ended, Fixture, expect, launch, once, wait_end};
+use crate::harness::{self, Ended, Fixture, expect, launch, once, wait_end};
 
 crate::tests![
     echo_and_exit_code,
@@ -30,6 +30,7 @@ crate::tests![
     what_enters_a_container_is_a_sealed_copy,
     masks_do_not_use_the_containers_own_null,
     limits_can_be_read_and_not_changed,
+    images_are_mounted_read_only_and_without_programs,
 ];
 
 fn lines(lines: &[&str]) -> Vec<String> {
@@ -446,4 +447,87 @@ async fn limits_can_be_read_and_not_changed(f: Arc<Fixture>) -> Result<(), Faile
     spec.resources = Resources { memory_bytes: Some(64 << 20), ..Resources::default() };
     let (_, log) = once(&f, &spec).await?;
     expect(log, lines(&["stdout:67108864", "stdout:/sys/fs/cgroup/.."]))
+}
+
+/// Imports an image of two layers; the second one removes a file of the first.
+fn two_layers(f: &Fixture, name: &str) -> Result<String, Failed> {
+    let dir = f.dir.join("two");
+    std::fs::create_dir_all(dir.join("a/etc"))?;
+    std::fs::create_dir_all(dir.join("b/etc"))?;
+    std::fs::write(dir.join("a/etc/kept"), "lower")?;
+    std::fs::write(dir.join("a/etc/changed"), "lower")?;
+    std::fs::write(dir.join("a/etc/gone"), "lower")?;
+    std::fs::write(dir.join("b/etc/changed"), "upper")?;
+    std::fs::write(dir.join("b/etc/.wh.gone"), "")?;
+    std::fs::copy("/usr/bin/busybox", dir.join("b/busybox"))?;
+    std::os::unix::fs::symlink("/", dir.join("b/out"))?;
+    let shell = |script: &str| -> Result<String, Failed> {
+        let out = std::process::Command::new("sh").args(["-ec", script]).current_dir(&dir).output()?;
+        if out.status.success() { Ok(String::from_utf8(out.stdout)?) } else { Err(format!("{out:?}").into()) }
+    };
+    let sums =
+        shell("for l in a b; do tar -cf $l.tar -C $l .; done; sha256sum a.tar b.tar | cut -d ' ' -f 1")?;
+    let ids: Vec<String> = sums.lines().map(|sum| format!("sha256:{sum}")).collect();
+    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": ids}});
+    std::fs::write(dir.join("config.json"), config.to_string())?;
+    let manifest =
+        serde_json::json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["a.tar", "b.tar"]}]);
+    std::fs::write(dir.join("manifest.json"), manifest.to_string())?;
+    shell("tar -cf image.tar manifest.json config.json a.tar b.tar")?;
+    let imported = f.images.import_file(&dir.join("image.tar"))?;
+    Ok(imported.first().ok_or("not imported")?.id.clone())
+}
+
+async fn images_are_mounted_read_only_and_without_programs(f: Arc<Fixture>) -> Result<(), Failed> {
+    let image = two_layers(&f, "two:1")?;
+    let mount = |image: &str, sub: &str| Mount {
+        image: image.into(),
+        sub_path: sub.into(),
+        container_path: "/volume".into(),
+        readonly: true,
+        ..Mount::default()
+    };
+    let script = "cat /volume/etc/kept /volume/etc/changed; echo; ls /volume/etc; echo x > /volume/etc/new; \
+        touch /volume/etc/kept; /volume/busybox true; echo $?";
+    let mut spec = f.spec("a", script);
+    spec.mounts = vec![mount(&image, "")];
+    let (_, log) = once(&f, &spec).await?;
+    let out: Vec<&String> = log.iter().filter(|line| line.starts_with("stdout:")).collect();
+    let want = lines(&["stdout:lowerupper", "stdout:changed", "stdout:kept", "stdout:126"]);
+    expect(out, want.iter().collect())?;
+    let refused = log.iter().filter(|line| line.contains("Read-only file system")).count();
+    expect(refused, 2)?;
+
+    // A path in it, of several layers and of one; a file.
+    let id = f.images.resolve(harness::IMAGE)?.id.clone();
+    for (name, image, sub, command, want) in [
+        ("b", &image, "etc", "ls /volume", vec!["stdout:changed", "stdout:kept"]),
+        ("c", &image, "etc/changed", "cat /volume; echo", vec!["stdout:upper"]),
+        ("d", &id, "etc", "cat /volume/group | head -n 1", vec!["stdout:root:x:0:"]),
+    ] {
+        let mut spec = f.spec(name, command);
+        spec.mounts = vec![mount(image, sub)];
+        let (_, log) = once(&f, &spec).await?;
+        expect(log, lines(&want))?;
+    }
+    // A missing path, and one that leads out.
+    let runtime = f.runtime().await?;
+    let sandbox = f.sandbox(&runtime).await?;
+    for sub in ["nowhere", "out/etc"] {
+        let mut spec = f.spec("e", "true");
+        spec.mounts = vec![mount(&image, sub)];
+        let refused =
+            runtime.create(&sandbox.id, &spec).await.err().map(|e| e.to_string()).unwrap_or_default();
+        if !refused.contains("failed to mount image volume on \"/volume\"") {
+            return Err(format!("{sub}: {refused:?}").into());
+        }
+    }
+    let mut spec = f.spec("f", "sleep 100");
+    spec.mounts = vec![mount(&image, "etc")];
+    launch(&runtime, &sandbox.id, &spec).await?;
+    let used = k8s_runtime::embedded::images_in_use(&f.config.root)?;
+    expect(used.contains_key(&image), true)?;
+    runtime.remove_sandbox(&sandbox.id).await?;
+    Ok(())
 }

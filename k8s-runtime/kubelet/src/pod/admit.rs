@@ -22,7 +22,7 @@ use k8s_core::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::records;
+use super::{allocate, records};
 use crate::{
     context::Context,
     ledger::Held,
@@ -104,7 +104,7 @@ pub(crate) async fn admit(
     before_fit(pod)?;
     let token = fitting(cx, pod).await?;
     if let Err(refusal) = app_armor(pod) {
-        cx.release(pod.uid());
+        allocate::release(cx, pod.uid());
         return Err(refusal);
     }
     Ok(token)

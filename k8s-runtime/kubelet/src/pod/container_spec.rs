@@ -1,7 +1,7 @@
 //! Builds the runtime's `ContainerSpec` from the pod.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs, io,
     net::IpAddr,
     os::unix::fs::PermissionsExt,
@@ -28,6 +28,8 @@ pub(crate) struct Input<'a> {
     pub(crate) container: &'a Container,
     pub(crate) attempt: u32,
     pub(crate) image: &'a ImageInfo,
+    /// Ids of the images that are mounted, by volume.
+    pub(crate) volume_images: &'a HashMap<String, String>,
     pub(crate) mounted: &'a Mounted,
     pub(crate) pod_ips: &'a [IpAddr],
 }
@@ -58,7 +60,7 @@ pub(crate) async fn build(cx: &Context, input: &Input<'_>) -> Result<ContainerSp
         names.map(|c| c.trim_start_matches("CAP_").to_owned()).collect::<Vec<_>>()
     };
     let (message_file, message_mount) = message_file(cx, pod, container, input.attempt)?;
-    let mut mounts = volume_mounts(&spec, container, input.mounted, &lookup)?;
+    let mut mounts = volume_mounts(&spec, input, &lookup)?;
     mounts.extend(hosts_mount(cx, pod, container, input.pod_ips)?);
     mounts.push(message_mount);
     let log_path = log_path(cx, pod, &container.name, input.attempt);
@@ -176,8 +178,7 @@ fn seccomp_unconfined(spec: &PodSpec, security: &SecurityContext) -> Result<bool
 
 fn volume_mounts(
     spec: &PodSpec,
-    container: &Container,
-    mounted: &Mounted,
+    Input { container, mounted, volume_images, .. }: &Input<'_>,
     lookup: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Vec<Mount>, ConfigError> {
     let mut mounts = Vec::new();
@@ -194,7 +195,8 @@ fn volume_mounts(
             _ => String::new(),
         };
         let sub_path = PathBuf::from(sub);
-        if !sub_path.as_os_str().is_empty() {
+        let image = volume_images.get(&mount.name).cloned().unwrap_or_default();
+        if !sub_path.as_os_str().is_empty() && image.is_empty() {
             make_sub_path(base, &sub_path)?;
         }
         let volume = spec.volumes.iter().flatten().find(|v| v.name == mount.name);
@@ -203,7 +205,8 @@ fn volume_mounts(
             host_path: base.clone(),
             sub_path,
             container_path: absolute(&mount.mount_path),
-            readonly: mount.read_only == Some(true) || volume.is_some_and(is_read_only),
+            readonly: mount.read_only == Some(true) || volume.is_some_and(is_read_only) || !image.is_empty(),
+            image,
             propagate_to_container: matches!(propagation, "HostToContainer" | "Bidirectional"),
             propagate_to_host: propagation == "Bidirectional",
         });

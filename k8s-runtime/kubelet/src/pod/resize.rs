@@ -9,7 +9,7 @@
 //!    shrinks after them.
 //! 2. A container that does not run is sized when it starts, after the pod.
 //!
-//! Not here: the decision whether the node has room ([`crate::resizes`]).
+//! Not here: the decision whether the node has room (`pod/allocate.rs`).
 
 use k8s_core::json;
 use k8s_runtime::{ContainerId, Requests, Resources, SandboxId};

@@ -1,6 +1,6 @@
 //! Starts a container: image, configuration, create, start, postStart.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use k8s_core::{events::involved_container, meta::ObjectExt};
 use k8s_runtime::{ContainerId, RuntimeError};
@@ -13,7 +13,14 @@ use super::{
     worker::Mailbox,
     world::{Message, StartContainer, StartOutcome},
 };
-use crate::{cgroups::Size, context::Context, probe::handler, types::*, volumes::Mounted};
+use crate::{
+    cgroups::Size,
+    context::Context,
+    images::{ImageError, Wanted},
+    probe::handler,
+    types::*,
+    volumes::Mounted,
+};
 
 /// The start of one container.
 pub(crate) struct Job {
@@ -54,16 +61,37 @@ impl Job {
         }
     }
 
+    /// The volumes that the container mounts.
+    fn mounted_volumes(&self) -> impl Iterator<Item = &Volume> {
+        let volumes = self.pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes.filter(|volume| {
+            self.what.container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name)
+        })
+    }
+
     async fn prepare(&self) -> Result<k8s_runtime::ContainerSpec, Hold> {
         let cx = &*self.cx;
-        let image = cx.images.ensure(&cx.sources, &self.pod, &self.what.container).await.map_err(|e| {
-            Hold { until: e.retry_at, reason: e.reason.to_owned(), message: e.message, on_source: false }
-        })?;
+        let held = |e: ImageError| Hold {
+            until: e.retry_at,
+            reason: e.reason.to_owned(),
+            message: e.message,
+            on_source: false,
+        };
+        let wanted = Wanted::by_container(&self.what.container);
+        let image = cx.images.ensure(&cx.sources, &self.pod, wanted).await.map_err(held)?;
+        let mut volume_images = HashMap::new();
+        for volume in self.mounted_volumes() {
+            if let Some(wanted) = Wanted::by_volume(volume) {
+                let image = cx.images.ensure(&cx.sources, &self.pod, wanted).await.map_err(held)?;
+                volume_images.insert(volume.name.clone(), image.id);
+            }
+        }
         let input = Input {
             pod: &self.pod,
             container: &self.what.container,
             attempt: self.what.attempt,
             image: &image,
+            volume_images: &volume_images,
             mounted: &self.mounted,
             pod_ips: &self.pod_ips,
         };

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    actuate, admit,
+    actuate, admit, allocate,
     life::Life,
     probes::Probes,
     records,
@@ -46,7 +46,7 @@ const REPLACEMENT: Duration = Duration::from_secs(1);
 /// A message to a worker.
 #[derive(Debug)]
 enum Mail {
-    World(Message),
+    World(Box<Message>),
     /// An event of the runtime about the pod's sandboxes or containers.
     Runtime(RuntimeEvent),
     /// The pod's sandboxes after a listing, since events may have been lost.
@@ -59,7 +59,7 @@ pub(crate) struct Mailbox(mpsc::UnboundedSender<Mail>);
 
 impl Mailbox {
     pub(crate) fn send(&self, message: Message) {
-        let _ = self.0.send(Mail::World(message));
+        let _ = self.0.send(Mail::World(Box::new(message)));
     }
 
     /// Sends an event of one of the pod's sandboxes.
@@ -181,11 +181,11 @@ impl Worker {
             let mail = tokio::select! {
                 mail = self.inbox.recv() => mail,
                 () = timer => None,
-                () = preempt.cancelled(), if !self.world.preempted => Some(Mail::World(Message::Preempt)),
+                () = preempt.cancelled(), if !self.world.preempted => Some(Mail::World(Box::new(Message::Preempt))),
                 () = self.shutdown.cancelled() => return self.leave().await,
             };
             let mut messages = Vec::new();
-            messages.extend(self.read(mail.unwrap_or(Mail::World(Message::Tick))).await);
+            messages.extend(self.read(mail.unwrap_or_else(|| Mail::World(Box::new(Message::Tick)))).await);
             // Handle all queued mail in the same step.
             while let Ok(mail) = self.inbox.try_recv() {
                 messages.extend(self.read(mail).await);
@@ -194,7 +194,7 @@ impl Worker {
             while self.tasks.try_join_next().is_some() {}
         }
         let uid = self.world.pod.uid();
-        self.cx.release(uid);
+        allocate::release(&self.cx, uid);
         self.cx.retract(uid);
         self.cx.tokens.forget(uid);
         self.cx.certificates.forget(uid);
@@ -234,10 +234,10 @@ impl Worker {
     async fn read(&self, mail: Mail) -> Option<Message> {
         match mail {
             Mail::World(message) => {
-                if let Message::Pod(pod) = &message {
+                if let Message::Pod(pod) = &*message {
                     self.writer.observe(pod);
                 }
-                Some(message)
+                Some(*message)
             }
             Mail::Listed(sandboxes) => Some(Message::Listed(self.seen(sandboxes))),
             Mail::Runtime(RuntimeEvent::Exited(_, id) | RuntimeEvent::Started(_, id)) => {
@@ -278,7 +278,7 @@ impl Worker {
     /// Frees the pod's resources once nothing of it runs, or others count it as gone.
     fn release_if_over(&self) {
         if self.world.gone || self.world.ending.is_some_and(|ending| ending.stage.is_down()) {
-            self.cx.release(self.world.pod.uid());
+            allocate::release(&self.cx, self.world.pod.uid());
         }
     }
 
@@ -327,7 +327,7 @@ impl Worker {
                 let job = stop::Job { cx, pod, what: *what, pod_ips: self.world.pod_ips.clone(), kill_at };
                 self.answer(async move { Message::Stopped { name, record: job.run().await } });
             }
-            Effect::Propose(Some(asks)) => cx.resizes.push(&cx, asks, mailbox),
+            Effect::Propose(Some(asks)) => allocate::push(&cx, asks, mailbox),
             Effect::Propose(None) => cx.resizes.forget(pod.uid()),
             Effect::SaveAllocation(allocation) => self.save(&allocation),
             Effect::Resize(plan) => {
@@ -374,7 +374,7 @@ impl Worker {
         }
         if matches!(status.phase.as_deref(), Some("Failed" | "Succeeded")) {
             // The scheduler counts it as gone once it reads this.
-            self.cx.release(self.world.pod.uid());
+            allocate::release(&self.cx, self.world.pod.uid());
         }
         if !self.world.gone {
             let between = self.world.ending.is_none() && self.world.containers.iter().any(Life::is_between);

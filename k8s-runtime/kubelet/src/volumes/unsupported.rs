@@ -26,7 +26,6 @@ pub(super) fn plugin(volume: &types::Volume) -> Option<Box<dyn Volume>> {
         (volume.flocker.is_some(), "kubernetes.io/flocker"),
         (volume.git_repo.is_some(), "kubernetes.io/git-repo"),
         (volume.glusterfs.is_some(), "kubernetes.io/glusterfs"),
-        (volume.image.is_some(), "kubernetes.io/image"),
         (volume.photon_persistent_disk.is_some(), "kubernetes.io/photon-pd"),
         (volume.portworx_volume.is_some(), "kubernetes.io/portworx-volume"),
         (volume.quobyte.is_some(), "kubernetes.io/quobyte"),

@@ -6,6 +6,7 @@
 mod admission;
 mod cluster;
 mod fake_runtime;
+mod image_volumes;
 mod pods;
 mod resize;
 mod server;

@@ -76,7 +76,10 @@ pub(super) fn enter(
         .mounts
         .iter()
         .chain(&sandbox_files(dir, sandbox, &spec.mounts))
-        .map(|m| Ok((m.clone(), clone_source(m, spec.privileged)?)))
+        .map(|m| {
+            let tree = if m.image.is_empty() { Some(clone_source(m, spec.privileged)?) } else { None };
+            Ok((m.clone(), tree))
+        })
         .collect::<Result<Vec<_>, String>>()?;
     let shm = sandbox
         .shm
@@ -134,8 +137,14 @@ pub(super) fn enter(
     // The host's, opened before the container's volumes are attached.
     let null =
         sys::open_tree(Path::new("/dev/null"), sys::OPEN_TREE_CLONE).map_err(doing("open /dev/null"))?;
-    for (bind, (tree, is_dir)) in &binds {
-        attach(root, bind, tree, *is_dir)?;
+    for (n, (bind, tree)) in binds.iter().enumerate() {
+        match tree {
+            Some((tree, is_dir)) => attach(root, bind, tree, *is_dir)?,
+            None => {
+                let (tree, is_dir) = image_tree(dir, container, bind, n)?;
+                attach(root, bind, &tree, is_dir)?;
+            }
+        }
     }
     nix::unistd::fchdir(root).map_err(doing("enter the root file system"))?;
     // Stacks the old root on the new one; it is detached without needing a directory for it.
@@ -173,6 +182,46 @@ fn overlay(root: &Path, dir: &Path, container: &ContainerRecord) -> Result<(), S
     let flags = if container.spec.privileged { MsFlags::empty() } else { MsFlags::MS_NODEV };
     mount(Some("overlay"), root, Some("overlay"), flags, Some(options.as_str()))
         .map_err(doing("mount the root file system"))
+}
+
+/// Makes a detached, read-only mount of an image's files, or of a path in it. Also returns whether it is a
+/// directory. The layers are stacked on a directory of the container, in its mount namespace only.
+fn image_tree(
+    dir: &Path,
+    container: &ContainerRecord,
+    bind: &Mount,
+    number: usize,
+) -> Result<(OwnedFd, bool), String> {
+    let context =
+        || format!("failed to mount image volume on {:?}: {:?}", bind.container_path, bind.sub_path);
+    let layers = container
+        .volume_layers
+        .get(&bind.image)
+        .filter(|layers| !layers.is_empty())
+        .ok_or_else(|| format!("{}: image {} has no layers", context(), bind.image))?;
+    let base = match layers.as_slice() {
+        // A stack has two layers at least.
+        [only] => container.layers_dir.join(only),
+        all => {
+            let point = dir.join("c").join(&container.id).join("volumes").join(number.to_string());
+            fs::create_dir_all(&point).map_err(doing(context()))?;
+            let lower: Vec<&str> = all.iter().rev().map(String::as_str).collect();
+            let options = format!("lowerdir={}", lower.join(":"));
+            let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+            mount(Some("overlay"), &point, Some("overlay"), flags, Some(options.as_str()))
+                .map_err(doing(context()))?;
+            point
+        }
+    };
+    let from = Mount { host_path: base, sub_path: bind.sub_path.clone(), ..Mount::default() };
+    let place = source(&from).map_err(doing(context()))?;
+    let is_dir = SFlag::from_bits_truncate(fstat(&place).map_err(doing(context()))?.st_mode) & SFlag::S_IFMT
+        == SFlag::S_IFDIR;
+    let tree = sys::open_tree_of(place.as_fd(), sys::OPEN_TREE_CLONE).map_err(doing(context()))?;
+    let set =
+        sys::MOUNT_ATTR_RDONLY | sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NODEV | sys::MOUNT_ATTR_NOEXEC;
+    sys::mount_setattr(tree.as_fd(), set, libc::MS_PRIVATE).map_err(doing(context()))?;
+    Ok((tree, is_dir))
 }
 
 /// Returns bind mounts of the runtime's own files (`/etc/hostname`, `/etc/resolv.conf`), unless the kubelet

@@ -221,6 +221,10 @@ fn default_volume(volume: &mut Value) {
             default_items(source);
         }
     }
+    if let Some(image) = volume.get_mut("image").filter(|image| image.is_object()) {
+        let policy = if tag_is_latest(str_at(image, "/reference")) { "Always" } else { "IfNotPresent" };
+        default_text(image, "pullPolicy", policy);
+    }
     if let Some(host) = volume.get_mut("hostPath").filter(|s| s.is_object()) {
         default(host, "type", "");
     }

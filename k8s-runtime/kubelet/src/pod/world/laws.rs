@@ -344,7 +344,8 @@ impl Model {
                 let request = [("cpu".to_owned(), ApiQuantity(cpu.to_string()))].into();
                 all[at].resources.get_or_insert_default().requests = Some(request);
                 // Every other container restarts for it.
-                let restart_policy = if at % 2 == 0 { "NotRequired" } else { "RestartContainer" }.into();
+                let restart_policy =
+                    if at.is_multiple_of(2) { "NotRequired" } else { "RestartContainer" }.into();
                 let policy = ContainerResizePolicy { resource_name: "cpu".into(), restart_policy };
                 all[at].resize_policy = Some(vec![policy]);
                 self.on([Message::Pod(Arc::new(pod))]);
