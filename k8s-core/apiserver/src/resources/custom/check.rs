@@ -4,11 +4,12 @@
 //! Validation is total and linear in the value (once more per alternative of `anyOf` and similar).
 
 mod format;
+mod pattern;
 
 use std::collections::{BTreeMap, HashSet};
 
 use k8s_schema::MAX_DEPTH;
-use regex::Regex;
+use pattern::Pattern;
 use serde_json::Value;
 
 use crate::{invalid::FieldErrors, value::array_at};
@@ -21,7 +22,7 @@ pub(super) struct Check {
     int_or_string: bool,
     embedded: bool,
     format: String,
-    pattern: Option<Regex>,
+    pattern: Option<Pattern>,
     values: Vec<Value>,
     minimum: Option<(f64, bool)>,
     maximum: Option<(f64, bool)>,
@@ -42,9 +43,6 @@ pub(super) struct Check {
     not: Option<Box<Check>>,
 }
 
-/// Maximum size of a compiled pattern in bytes.
-const PATTERN_SIZE: usize = 1 << 20;
-
 impl Check {
     /// Compiles a schema; errors of patterns are reported at their paths.
     pub(super) fn new(schema: &Value, path: &str, errors: &mut FieldErrors) -> Self {
@@ -63,8 +61,7 @@ impl Check {
             array_at(schema, &format!("/{key}")).iter().filter_map(Value::as_str).map(str::to_owned).collect()
         };
         let pattern = schema.get("pattern").and_then(Value::as_str).and_then(|pattern| {
-            let built = regex::RegexBuilder::new(pattern).size_limit(PATTERN_SIZE).build();
-            built
+            Pattern::new(pattern)
                 .map_err(|e| {
                     errors.invalid(
                         format!("{path}.pattern"),
