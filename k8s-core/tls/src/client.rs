@@ -10,12 +10,13 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{ClientIdentity, Identity, TlsError, roots, unverified::Unverified};
+use crate::{ClientIdentity, Identity, TlsError, pinned::Pinned, roots, unverified::Unverified};
 
 /// The servers that a client trusts.
 #[derive(Clone, Copy, Debug)]
 pub enum Trust<'a> {
-    /// Servers whose certificate one of these CAs signed (PEM, any number; none: no server).
+    /// Servers whose certificate one of these CAs signed, or is one of these (PEM, any number; none: no
+    /// server).
     Pem(&'a [u8]),
     /// Like [`Trust::Pem`], but entries that rustls does not take are skipped: for a machine's own bundle.
     Bundle(&'a [u8]),
@@ -62,7 +63,15 @@ fn builder(trust: &Trust<'_>) -> Result<ConfigBuilder<ClientConfig, WantsClientC
         .with_safe_default_protocol_versions()
         .map_err(TlsError::of("TLS"))?;
     Ok(match trust {
-        Trust::Pem(pem) => builder.with_root_certificates(roots(pem)?),
+        Trust::Pem(pem) => {
+            let roots = roots(pem)?;
+            if roots.is_empty() {
+                return Ok(builder.with_root_certificates(roots));
+            }
+            let own = CertificateDer::pem_slice_iter(pem).flatten().collect();
+            let verifier = Pinned::new(roots, own, provider)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+        }
         Trust::Bundle(pem) => {
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(CertificateDer::pem_slice_iter(pem).flatten());

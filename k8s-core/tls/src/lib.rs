@@ -25,6 +25,7 @@
 mod client;
 mod live;
 mod names;
+mod pinned;
 mod policy;
 mod server;
 mod system;

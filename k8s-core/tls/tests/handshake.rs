@@ -114,3 +114,29 @@ fn errors_name_the_part() {
     assert_eq!(client(&Trust::Anyone, Some(&bad), &[]).unwrap_err().part, "private key");
     assert_eq!(server(&bad, &ClientAuth::Off, &[]).unwrap_err().part, "private key");
 }
+
+#[tokio::test]
+async fn a_servers_own_certificate_may_stand_for_its_ca() {
+    let ca = ca();
+    let (server, other) = (identity(&ca, &["db.default.svc"]), identity(&ca, &["db.default.svc"]));
+    let own = Trust::Pem(&server.certificate);
+    meet((own, None), (&server, ClientAuth::Off), "db.default.svc").await.unwrap();
+    let refused = async |server: &Identity, host: &str| {
+        meet((own, None), (server, ClientAuth::Off), host).await.unwrap_err().to_string()
+    };
+    // It stands for itself only.
+    assert!(refused(&other, "db.default.svc").await.contains("invalid peer certificate"));
+    assert!(refused(&server, "web.default.svc").await.contains("not valid for name"), "its names count");
+    let key = KeyPair::generate().unwrap();
+    for (years, problem) in [((1990, 2000), "Expired"), ((2990, 3000), "NotValidYet")] {
+        let mut params = CertificateParams::new(["db.default.svc".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+        let certificate = params.signed_by(&key, &ca).unwrap();
+        let old =
+            Identity { certificate: certificate.pem().into_bytes(), key: key.serialize_pem().into_bytes() };
+        let trust = Trust::Pem(&old.certificate);
+        let error = meet((trust, None), (&old, ClientAuth::Off), "db.default.svc").await.unwrap_err();
+        assert!(error.to_string().contains(problem) || error.to_string().contains("valid"), "{error}");
+    }
+}
