@@ -1,5 +1,7 @@
 //! Simulated nodes in a cluster's process: their names and address ranges, over the control plane's caches.
 
+mod kwok;
+
 use std::{collections::HashSet, net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -118,12 +120,14 @@ impl SimulatedNodes {
             counted(&server.client_as(User::node(name)), server.metrics()).named("kubelet")
         };
         register(plane, &of_node, &names, address, pods, config).await?;
+        kwok::install(&plane.api.client()).await.map_err(ClusterError::of("install the Stages of kwok"))?;
         let caches = k8s_builtin::trimmed(plane.caches.clone());
         let delay = config.start_delay;
         let simulation = Simulation::new(caches.of::<Pod>(), of_node)
             .nodes(caches.of::<Node>(), names.iter().cloned())
             .heartbeats(config.heartbeat, names.iter().cloned())
-            .scripts(move |pod| script(pod, delay));
+            .scripts(move |pod| script(pod, delay))
+            .stages(plane.api.client_as(kwok::user()).named("kwok"));
         let connector = Arc::new(InProcess(simulation.kubelets()));
         for name in &names {
             plane.api.kubelets.add(name, connector.clone());

@@ -157,7 +157,7 @@ impl Common {
             () = stop_signal() => Ok(()),
         };
         if simulated {
-            println!("stopping");
+            println!("stopping; objects stay ({name} reset removes them)");
         } else {
             println!("stopping; containers keep running ({name} reset removes them)");
         }

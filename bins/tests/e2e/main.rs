@@ -24,6 +24,7 @@ mod manifests;
 mod restart;
 mod serving;
 mod shared;
+mod simulated;
 mod stateful;
 mod versions;
 
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         full_disk::TESTS,
         restart::TESTS,
         serving::TESTS,
+        simulated::TESTS,
         components::TESTS,
         distributions::TESTS,
         versions::TESTS,

@@ -17,7 +17,7 @@ use k8s_core::{
     api::{api::core::v1::Pod, jiff::Timestamp},
     meta::{ObjectExt, ObjectKey},
 };
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{addresses::Pool, life::Life, script::Script};
 
@@ -58,6 +58,12 @@ pub(crate) struct PodState {
     pub(crate) busy: bool,
     /// Deletion was seen.
     pub(crate) dying: bool,
+    /// Time of the next step, once it was decided.
+    pub(crate) at: Option<Instant>,
+    /// A Stage has acted on it: its life goes on by Stages.
+    pub(crate) staged: bool,
+    /// Wakes the task that applies Stages to it, if there is one.
+    pub(crate) wake: Option<Arc<Notify>>,
 }
 
 #[derive(Debug)]
@@ -227,6 +233,9 @@ mod tests {
             due: 0,
             busy: false,
             dying: false,
+            at: None,
+            staged: false,
+            wake: None,
         }
     }
 

@@ -55,11 +55,13 @@ mod addresses;
 mod api;
 mod board;
 mod duration;
+mod kwok;
 mod life;
 mod nodes;
 mod report;
 mod script;
 mod simulation;
+mod staging;
 mod usage;
 
 pub use api::Kubelets;

@@ -117,6 +117,8 @@ pub async fn register(client: &Client, clock: &Clock, name: &str, shape: &NodeSh
         "capacity": shape.capacity, "allocatable": shape.capacity,
         "conditions": conditions(clock),
         "nodeInfo": info(&shape.version),
+        // As kwok's nodes, whose Stages select by it.
+        "phase": "Running",
     });
     let range = shape.pods.map(|range| range.to_string());
     let spec = range.map(|range| json!({"podCIDR": range, "podCIDRs": [range]}));
@@ -155,7 +157,7 @@ pub(crate) fn needs_status(node: &Node) -> bool {
 /// Makes a node ready. What its status lacks gets values like kwok's.
 pub(crate) async fn write_status(client: &Client, clock: &Clock, node: &Node) -> Result<(), Error> {
     let there = node.status.clone().unwrap_or_default();
-    let mut status = json!({"conditions": conditions(clock)});
+    let mut status = json!({"conditions": conditions(clock), "phase": "Running"});
     if there.capacity.is_none_or(|capacity| capacity.is_empty()) {
         let room = json!({"cpu": "1k", "memory": "1Ti", "pods": "1M"});
         (status["capacity"], status["allocatable"]) = (room.clone(), room);

@@ -26,16 +26,18 @@ use k8s_core::{
     meta::ObjectExt,
 };
 use serde_json::Value;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::Kubelets,
     board::{Board, PodState},
+    kwok::{self, Kind, drive::Outcome},
     life::{self, Exit, Face, Life, Policy},
     nodes::{self, Beats},
     report::{self, KILLED, Moment, TERMINATED},
     script::Script,
+    staging::{self, Staging},
 };
 
 /// Writes on their way at a time.
@@ -86,6 +88,7 @@ pub struct Simulation {
     joins: Option<Joins>,
     beats: Option<Duration>,
     own: HashSet<String>,
+    stages: Option<Client>,
 }
 
 impl fmt::Debug for Simulation {
@@ -113,6 +116,7 @@ impl Simulation {
             joins: None,
             beats: None,
             own: HashSet::new(),
+            stages: None,
         }
     }
 
@@ -163,27 +167,45 @@ impl Simulation {
         self
     }
 
+    /// Applies kwok's Stages, read and done by a client that may change pods and nodes. A pod that a Stage has
+    /// acted on goes on by Stages only; all else is as without them. Default: Stages have no effect.
+    pub fn stages(mut self, client: Client) -> Self {
+        self.stages = Some(client);
+        self
+    }
+
     /// Returns the API of the nodes' kubelets.
     #[must_use]
     pub fn kubelets(&self) -> Kubelets {
         Kubelets::new(self.parts.clone())
     }
 
+    /// Client and parts for Stages, if they have an effect.
+    pub(crate) fn staged(&self) -> Option<(Client, Parts)> {
+        self.stages.clone().map(|client| (client, self.parts.clone()))
+    }
+
     /// Runs until `stop` is cancelled. Writes on their way are abandoned.
     pub async fn run(self, stop: CancellationToken) {
         let beats = self.beats.map(|every| Beats::new(self.parts.clone(), every));
-        let run = async {
-            match beats {
-                Some(beats) => {
-                    tokio::join!(beats.run(), Loop::new(self).run());
-                }
-                None => Loop::new(self).run().await,
+        let beats = async {
+            if let Some(beats) = beats {
+                beats.run().await;
             }
         };
+        let (sender, receiver) = watch::channel(Arc::default());
+        let (client, clock) = (self.stages.clone(), self.parts.clock.clone());
+        let staging = Staging::new(&self, receiver);
+        let stages = async {
+            if let Some(client) = client {
+                kwok::watch::run(client, clock, sender).await;
+            }
+        };
+        let run = async { tokio::join!(beats, stages, Loop::new(self, staging).run()) };
         tokio::select! {
             biased;
             () = stop.cancelled() => {}
-            () = run => {}
+            _ = run => {}
         }
     }
 }
@@ -208,6 +230,7 @@ enum Step {
 struct Loop {
     simulation: Simulation,
     tasks: JoinSet<Done>,
+    staging: Option<Staging>,
 }
 
 /// What woke the loop.
@@ -215,6 +238,7 @@ enum Event {
     Pod(Option<Change<Pod>>),
     Node(Option<Change<Node>>),
     Done(Done),
+    Stages(staging::Event),
     Timer,
 }
 
@@ -227,8 +251,8 @@ async fn next<K: k8s_core::meta::Object>(changes: Option<&mut Subscription<K>>) 
 }
 
 impl Loop {
-    fn new(simulation: Simulation) -> Self {
-        Loop { simulation, tasks: JoinSet::new() }
+    fn new(simulation: Simulation, staging: Option<Staging>) -> Self {
+        Loop { simulation, tasks: JoinSet::new(), staging }
     }
 
     fn parts(&self) -> &Parts {
@@ -258,6 +282,7 @@ impl Loop {
                     // The runtime has reported a panic.
                     Err(_) => continue,
                 },
+                event = staging::next(self.staging.as_mut()) => Event::Stages(event),
                 change = pods.next() => Event::Pod(change),
                 () = timer => Event::Timer,
             };
@@ -269,6 +294,11 @@ impl Loop {
                 Event::Node(Some(Change::Deleted(node))) => self.parts().board().remove_node(node.name()),
                 Event::Node(Some(Change::Resync)) => self.see_all_nodes(),
                 Event::Done(done) => self.end(done),
+                Event::Stages(staging::Event::Changed) => {
+                    self.see_all_nodes();
+                    self.see_all_pods();
+                }
+                Event::Stages(staging::Event::Ended(kind, id, outcome)) => self.unstage(kind, &id, outcome),
                 Event::Timer => {}
                 // The caches are gone.
                 Event::Pod(None) | Event::Node(None) => return,
@@ -321,6 +351,16 @@ impl Loop {
             let of_node = |pod: &&Arc<Pod>| node_of(pod) == Some(node.name());
             pods.iter().filter(of_node).for_each(|pod| self.see(pod));
         }
+        if let Some(staging) = &mut self.staging
+            && staging.drives_node(node)
+        {
+            return;
+        }
+        self.keep_node(node);
+    }
+
+    /// Writes the status of a node that has none or was found silent.
+    fn keep_node(&mut self, node: &Arc<Node>) {
         if nodes::needs_status(node) {
             let client = (self.parts().writer)(node.name());
             let (node, clock) = (node.clone(), self.parts().clock.clone());
@@ -357,27 +397,66 @@ impl Loop {
             board.release(pod.uid());
         }
         let Some(state) = board.pods.get_mut(pod.uid()) else { return };
+        if let Some(staging) = &mut self.staging
+            && staging.drives_pod(pod, state)
+        {
+            return;
+        }
+        let dies = pod.is_deleting() && !state.dying;
+        if !state.busy && (state.due == 0 || dies) {
+            self.go_on(board, pod);
+        }
+    }
+
+    /// Makes the next step due that follows without Stages.
+    fn go_on(&self, mut board: MutexGuard<'_, Board>, pod: &Pod) {
+        let uid = pod.uid();
+        let Some(state) = board.pods.get_mut(uid) else { return };
         if pod.is_deleting() {
-            if !state.dying && !state.busy {
-                state.dying = true;
-                let stop = state.script.as_ref().map(|s| s.stop).unwrap_or_default().min(grace(pod));
-                schedule(&mut board, pod.uid(), stop, self.simulation.waits.as_ref());
+            if !state.dying {
+                (state.dying, state.at) = (true, None);
             }
-            return;
+            let stop = state.script.as_ref().map(|s| s.stop).unwrap_or_default().min(grace(pod));
+            schedule(&mut board, uid, stop, self.simulation.waits.as_ref());
+        } else if gates_differ(pod, state) {
+            board.schedule(uid, None);
+        } else if !state.staged {
+            self.follow(board, uid, pod);
         }
-        if state.due > 0 || state.busy {
-            return;
+    }
+
+    /// Takes note of the end of a task that applied Stages.
+    fn unstage(&mut self, kind: Kind, id: &str, outcome: Outcome) {
+        if kind == Kind::Node {
+            let node = self.parts().nodes.as_ref().and_then(|nodes| nodes.get("", id));
+            return match node {
+                Some(node) if node.revision() > outcome.revision => self.see_node(&node),
+                Some(node) if !outcome.acted => self.keep_node(&node),
+                _ => {}
+            };
         }
-        if gates_differ(pod, state) {
-            return board.schedule(pod.uid(), None);
+        let pod = self.parts().pod(id);
+        let mut board = self.simulation.parts.board();
+        let Some(state) = board.pods.get_mut(id) else { return };
+        (state.busy, state.wake) = (false, None);
+        state.staged |= outcome.acted;
+        match pod {
+            Some(pod) if pod.revision() > outcome.revision => {
+                drop(board);
+                self.see(&pod);
+            }
+            Some(pod) => self.go_on(board, &pod),
+            None => {}
         }
-        self.follow(board, pod.uid(), pod);
     }
 
     /// Makes the next step of a life due.
     fn follow(&self, mut board: MutexGuard<'_, Board>, uid: &str, pod: &Pod) {
         let Some(state) = board.pods.get_mut(uid) else { return };
         let Some(next) = next_step(state, pod) else { return };
+        if report::is_final(report::phase(pod)) {
+            return;
+        }
         let after = next.after.saturating_sub(std::mem::take(&mut state.elapsed));
         let waits = self.simulation.waits.as_ref().filter(|_| !next.restart);
         schedule(&mut board, uid, after, waits);
@@ -455,6 +534,9 @@ impl Loop {
         let Some(pod) = pod else { return };
         match done.result {
             Ok(()) => {
+                if !matches!(done.step, Step::Again) {
+                    state.at = None;
+                }
                 if let Step::Life { then, .. } = done.step {
                     state.life = then;
                     if then == Life::Over {
@@ -472,6 +554,7 @@ impl Loop {
                     return;
                 }
                 tracing::warn!(pod = %pod.key(), error = %e, "answer for a pod");
+                state.at = None;
                 schedule(&mut board, uid, RETRY, self.simulation.waits.as_ref());
                 return;
             }
@@ -480,7 +563,7 @@ impl Loop {
             return;
         }
         drop(board);
-        if pod.is_deleting() {
+        if pod.is_deleting() || self.staging.as_ref().is_some_and(Staging::has_pod_stages) {
             self.see(&pod);
         } else {
             let board = self.simulation.parts.board();
@@ -522,6 +605,9 @@ fn first_state(pod: &Pod, node: &str, phase: &str, script: &Script, now: Timesta
         due: 0,
         busy: false,
         dying: false,
+        at: None,
+        staged: false,
+        wake: None,
     }
 }
 
@@ -560,17 +646,22 @@ fn whole(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
+/// Makes the next step due after a time from when it was first decided.
 fn schedule(board: &mut Board, uid: &str, after: Duration, waits: Option<&Waits>) {
-    if after.is_zero() {
-        return board.schedule(uid, None);
-    }
-    if let Some(told) = waits {
-        told(after);
-    }
-    // Beyond the timer's range nothing happens any more.
-    if let Some(at) = Instant::now().checked_add(after) {
-        board.schedule(uid, Some(at));
-    }
+    let Some(state) = board.pods.get_mut(uid) else { return };
+    let at = match state.at {
+        Some(at) => at,
+        None if after.is_zero() => return board.schedule(uid, None),
+        None => {
+            if let Some(told) = waits {
+                told(after);
+            }
+            // Beyond the timer's range nothing happens any more.
+            let Some(at) = Instant::now().checked_add(after) else { return };
+            *state.at.insert(at)
+        }
+    };
+    board.schedule(uid, Some(at));
 }
 
 async fn write(client: &Client, pod: &Pod, body: Value) -> Result<(), Error> {
