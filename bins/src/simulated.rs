@@ -57,8 +57,8 @@ pub(crate) fn heartbeat(text: &str) -> Result<Duration, String> {
     Err(format!("{text:?} is not between 1s and 10m"))
 }
 
-/// Returns the time without heartbeat after which a node of this process is not ready: upstream's, or more for
-/// slower heartbeats.
+/// Returns the time without heartbeat after which a node of this process is not ready: upstream's, or more
+/// for slower heartbeats.
 pub(crate) fn grace(heartbeat: Duration) -> Duration {
     Duration::from_secs(50).max(heartbeat * 5)
 }

@@ -108,14 +108,15 @@ impl ClusterBuilder {
         self.base.simulated.start_delay = delay;
         self
     }
-    /// Interval in which each simulated node renews its lease, 1 second to 10 minutes. Default: 10 seconds, as
-    /// kubelets. A node counts as failed after five of them, and at least 50 seconds.
+    /// Interval in which each simulated node renews its lease, 1 second to 10 minutes. Default: 10 seconds,
+    /// as kubelets. A node counts as failed after five of them, and at least 50 seconds.
     ///
     /// ```
     /// use std::time::Duration;
     /// use hyperkube::{Cluster, Node};
     /// // 500 renewals a second.
-    /// let huge = Cluster::builder().node(Node::simulated(20_000)).simulated_heartbeat(Duration::from_secs(40));
+    /// let every = Duration::from_secs(40);
+    /// let huge = Cluster::builder().node(Node::simulated(20_000)).simulated_heartbeat(every);
     /// ```
     pub fn simulated_heartbeat(mut self, every: Duration) -> Self {
         self.base.simulated.heartbeat = every;

@@ -60,8 +60,8 @@ pub(super) struct Up {
     /// k8s-testing/start-after, k8s-testing/exit-code and k8s-testing/run-for choose for single pods.
     #[arg(long, default_value = "0s", value_parser = crate::duration::parse)]
     simulated_start_delay: Duration,
-    /// Interval in which each simulated node renews its lease, 1s to 10m. With thousands of nodes a longer one
-    /// saves CPU time; a node counts as failed after five of them, and at least 50s.
+    /// Interval in which each simulated node renews its lease, 1s to 10m. With thousands of nodes a longer
+    /// one saves CPU time; a node counts as failed after five of them, and at least 50s.
     #[arg(long, default_value = "10s", value_parser = crate::simulated::heartbeat)]
     simulated_heartbeat_interval: Duration,
 }

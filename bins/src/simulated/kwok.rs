@@ -1,5 +1,5 @@
-//! What kwok's Stages need in a cluster: their CustomResourceDefinition, and the permissions of whoever applies
-//! them.
+//! What kwok's Stages need in a cluster: their CustomResourceDefinition, and the permissions of whoever
+//! applies them.
 //!
 //! Guarantee: a definition that is there, such as kwok's own, is left alone. Stages act as a service account
 //! that may read and change pods and nodes, and write events: who may create Stages can do no more than that.

@@ -62,7 +62,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("k8s-metrics-server", &["k8s-core", "k8s-apiserver"]),
     ("k8s-scheduler", &["k8s-core", "k8s-controllers", "k8s-metrics"]),
-    ("k8s-simulated", &["k8s-core", "k8s-metrics"]),
+    ("k8s-simulated", &["k8s-core"]),
     ("k8s-kubelet", &["k8s-core", "k8s-metrics", "k8s-tls", "k8s-runtime", "k8s-net"]),
     (
         "k8s-testing",

@@ -10,11 +10,10 @@ use k8s_core::{
     meta::ObjectExt,
     status::ApiStatus,
 };
-use k8s_metrics::{Encoder, MetricType};
 use serde_json::{Value, json};
 
 use crate::{
-    simulation::Parts,
+    parts::Parts,
     usage::{self, ContainerUsage, Usage},
 };
 
@@ -47,8 +46,7 @@ impl Kubelets {
         Kubelets { parts }
     }
 
-    /// Answers a request to the kubelet of a node: `/pods`, `/stats/summary`, `/metrics/resource`,
-    /// `/healthz`. Others get an error with a `Status`.
+    /// Answers a request to the kubelet of a node: `/pods`, `/stats/summary`, `/healthz`. Others get an error with a `Status`.
     #[must_use]
     pub fn answer<B>(&self, node: &str, request: &Request<B>) -> Response<Body> {
         let parts: Vec<&str> = request.uri().path().split('/').filter(|part| !part.is_empty()).collect();
@@ -60,8 +58,6 @@ impl Kubelets {
                 answer(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
             }
             ["stats", "summary"] if reads => self.summary(node),
-            ["metrics", "resource"] if reads => self.resource_metrics(node),
-            ["metrics"] if reads => text(String::new(), k8s_metrics::CONTENT_TYPE),
             ["containerLogs" | "exec" | "attach" | "portForward", ..] => {
                 let what = "containers of simulated nodes run no process: there are no logs, exec, attach and port-forward";
                 refuse(&ApiStatus::new(501, "NotImplemented", what))
@@ -123,55 +119,6 @@ impl Kubelets {
         let since = object.and_then(|node| node.metadata.creation_timestamp.clone());
         let of_node = json!({"nodeName": node, "startTime": since, "cpu": cpu, "memory": memory});
         answer(&json!({"node": of_node, "pods": all}))
-    }
-
-    fn resource_metrics(&self, node: &str) -> Response<Body> {
-        let now = self.parts.clock.now();
-        let pods = self.usage(node, now);
-        let total = pods.iter().fold(Usage::default(), |sum, pod| sum.plus(pod.total()));
-        let timed = |value: f64| format!("{value} {}", now.as_millisecond());
-        let cpu = |usage: Usage| timed(usage.cpu_nanos as f64 / 1e9);
-        let memory = |usage: Usage| timed(usage.memory as f64);
-        let mut out = String::new();
-        let mut encoder = Encoder::new(&mut out);
-        let help = "Cumulative cpu time consumed by the node in core-seconds";
-        encoder.describe("node_cpu_usage_seconds_total", help, MetricType::Counter).sample(&[], cpu(total));
-        let help = "Current working set of the node in bytes";
-        encoder.describe("node_memory_working_set_bytes", help, MetricType::Gauge).sample(&[], memory(total));
-        let rows: [(&str, &str, MetricType, &dyn Fn(&ContainerUsage) -> String); 3] = [
-            (
-                "container_cpu_usage_seconds_total",
-                "Cumulative cpu time consumed by the container in core-seconds",
-                MetricType::Counter,
-                &|container| cpu(container.usage),
-            ),
-            (
-                "container_memory_working_set_bytes",
-                "Current working set of the container in bytes",
-                MetricType::Gauge,
-                &|container| memory(container.usage),
-            ),
-            (
-                "container_start_time_seconds",
-                "Start time of the container since unix epoch in seconds",
-                MetricType::Gauge,
-                &|container| format!("{}", container.started.as_millisecond() as f64 / 1e3),
-            ),
-        ];
-        for (name, help, kind, value) in rows {
-            let mut samples = encoder.describe(name, help, kind);
-            for used in &pods {
-                for container in &used.containers {
-                    let labels = [
-                        ("container", container.name.as_str()),
-                        ("namespace", used.pod.namespace()),
-                        ("pod", used.pod.name()),
-                    ];
-                    samples.sample(&labels, value(container));
-                }
-            }
-        }
-        text(out, k8s_metrics::CONTENT_TYPE)
     }
 }
 

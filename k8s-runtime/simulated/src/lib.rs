@@ -58,6 +58,7 @@ mod duration;
 mod kwok;
 mod life;
 mod nodes;
+mod parts;
 mod report;
 mod script;
 mod simulation;

@@ -20,7 +20,7 @@ use k8s_core::{
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::simulation::{Parts, STRATEGIC};
+use crate::parts::{Parts, STRATEGIC};
 
 /// Namespace of the nodes' leases.
 const LEASES: &str = "kube-node-lease";

@@ -8,7 +8,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -35,6 +35,7 @@ use crate::{
     kwok::{self, Kind, drive::Outcome},
     life::{self, Exit, Face, Life, Policy},
     nodes::{self, Beats},
+    parts::{Parts, STRATEGIC},
     report::{self, KILLED, Moment, TERMINATED},
     script::Script,
     staging::{self, Staging},
@@ -47,37 +48,12 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Grace period of a pod that names none, as the API server's default.
 const GRACE: Duration = Duration::from_secs(30);
 
-pub(crate) const STRATEGIC: &str = "application/strategic-merge-patch+json";
-
 /// Annotation of Node objects, made by whomever, that are simulated: `fake`.
 pub const FAKE_NODE: &str = "kwok.x-k8s.io/node";
 
-type Writer = Arc<dyn Fn(&str) -> Client + Send + Sync>;
 type Director = Arc<dyn Fn(&Pod) -> Script + Send + Sync>;
 type Waits = Arc<dyn Fn(Duration) + Send + Sync>;
 type Joins = Arc<dyn Fn(&str) + Send + Sync>;
-
-/// The parts that tasks share.
-#[derive(Clone)]
-pub(crate) struct Parts {
-    pub(crate) pods: Cache<Pod>,
-    pub(crate) nodes: Option<Cache<Node>>,
-    pub(crate) writer: Writer,
-    pub(crate) clock: Clock,
-    pub(crate) board: Arc<Mutex<Board>>,
-}
-
-impl Parts {
-    pub(crate) fn board(&self) -> MutexGuard<'_, Board> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Returns the pod of a uid as the cache has it.
-    pub(crate) fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
-        let key = self.board().pods.get(uid)?.key.clone();
-        self.pods.by_key(&key).filter(|pod| pod.uid() == uid)
-    }
-}
 
 /// Nodes and pods without containers, over caches that others fill. See the crate's page.
 #[must_use]
@@ -167,8 +143,8 @@ impl Simulation {
         self
     }
 
-    /// Applies kwok's Stages, read and done by a client that may change pods and nodes. A pod that a Stage has
-    /// acted on goes on by Stages only; all else is as without them. Default: Stages have no effect.
+    /// Applies kwok's Stages, read and done by a client that may change pods and nodes. A pod that a Stage
+    /// has acted on goes on by Stages only; all else is as without them. Default: Stages have no effect.
     pub fn stages(mut self, client: Client) -> Self {
         self.stages = Some(client);
         self
@@ -178,11 +154,6 @@ impl Simulation {
     #[must_use]
     pub fn kubelets(&self) -> Kubelets {
         Kubelets::new(self.parts.clone())
-    }
-
-    /// Client and parts for Stages, if they have an effect.
-    pub(crate) fn staged(&self) -> Option<(Client, Parts)> {
-        self.stages.clone().map(|client| (client, self.parts.clone()))
     }
 
     /// Runs until `stop` is cancelled. Writes on their way are abandoned.
@@ -195,7 +166,7 @@ impl Simulation {
         };
         let (sender, receiver) = watch::channel(Arc::default());
         let (client, clock) = (self.stages.clone(), self.parts.clock.clone());
-        let staging = Staging::new(&self, receiver);
+        let staging = client.clone().map(|client| Staging::new(client, self.parts.clone(), receiver));
         let stages = async {
             if let Some(client) = client {
                 kwok::watch::run(client, clock, sender).await;

@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use k8s_core::{
     api::api::core::v1::{Node, Pod},
+    client::Client,
     meta::ObjectExt,
 };
 use tokio::{
@@ -18,7 +19,7 @@ use crate::{
         drive::{Drive, Driven, Outcome},
         watch::Stages,
     },
-    simulation::Simulation,
+    parts::Parts,
 };
 
 /// What happened to the Stages.
@@ -56,11 +57,9 @@ pub(crate) async fn next(staging: Option<&mut Staging>) -> Event {
 }
 
 impl Staging {
-    /// Returns `None` for a simulation without Stages.
-    pub(crate) fn new(simulation: &Simulation, stages: watch::Receiver<Arc<Stages>>) -> Option<Self> {
-        let (client, parts) = simulation.staged()?;
+    pub(crate) fn new(client: Client, parts: Parts, stages: watch::Receiver<Arc<Stages>>) -> Self {
         let drive = Arc::new(Drive::new(client, parts, stages.clone()));
-        Some(Staging { drive, stages, tasks: JoinSet::new(), nodes: HashMap::new() })
+        Staging { drive, stages, tasks: JoinSet::new(), nodes: HashMap::new() }
     }
 
     pub(crate) fn has_pod_stages(&self) -> bool {

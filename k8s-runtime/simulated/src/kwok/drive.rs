@@ -23,7 +23,7 @@ use super::{
     template::Place,
     watch::Stages,
 };
-use crate::{nodes, simulation::Parts};
+use crate::{nodes, parts::Parts};
 
 /// Requests on their way at a time.
 const AT_ONCE: usize = 64;

@@ -297,7 +297,8 @@ impl Requirement {
 }
 
 /// Returns the Stage to apply to an object: one that matches, by chance in proportion to the weights. Without
-/// any weight all are alike; with some, those without are left out. `draw` returns a number below its argument.
+/// any weight all are alike; with some, those without are left out. `draw` returns a number below its
+/// argument.
 pub(crate) fn pick<'a, S: AsRef<Stage>>(
     stages: &'a [S],
     object: &Value,

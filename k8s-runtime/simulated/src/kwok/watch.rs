@@ -17,6 +17,9 @@ const ACCEPTED: &str = "Accepted";
 /// Pause before the next try without the resource, or after an error.
 const PAUSE: Duration = Duration::from_secs(5);
 
+/// Specs and Stages by name.
+type Known = BTreeMap<String, (Value, Arc<Stage>)>;
+
 /// The Stages that act, by kind.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stages {
@@ -37,8 +40,9 @@ fn stages() -> Resource {
 /// Keeps the Stages current, for ever.
 pub(crate) async fn run(client: Client, clock: Clock, sender: watch::Sender<Arc<Stages>>) {
     let api = client.dynamic(&stages(), "");
+    let mut known = Known::new();
     loop {
-        if let Err(e) = follow(&api, &clock, &sender).await {
+        if let Err(e) = follow(&api, &clock, &sender, &mut known).await {
             // Without the CustomResourceDefinition there are none.
             if e.is_not_found() {
                 sender.send_if_modified(|stages| {
@@ -58,19 +62,21 @@ async fn follow(
     api: &Api<DynObject>,
     clock: &Clock,
     sender: &watch::Sender<Arc<Stages>>,
+    known: &mut Known,
 ) -> Result<(), Error> {
     let (all, version) = api.list_with_version(&ListParams::default()).await?;
-    let mut known = BTreeMap::new();
+    let before = std::mem::take(known);
     for object in &all {
-        known.extend(read(api, clock, object).await);
+        known.extend(read(api, clock, object, &before).await);
     }
-    publish(&known, sender);
+    publish(known, sender);
     let mut events = api.watch(&ListParams::default().at(version)).await?;
     while let Some(event) = events.next().await {
         match event? {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                let read = read(api, clock, &object, known).await;
                 known.remove(object.metadata.name.as_deref().unwrap_or_default());
-                known.extend(read(api, clock, &object).await);
+                known.extend(read);
             }
             WatchEvent::Deleted(object) => {
                 known.remove(object.metadata.name.as_deref().unwrap_or_default());
@@ -78,12 +84,12 @@ async fn follow(
             WatchEvent::Error(status) => return Err(status.into()),
             WatchEvent::Unreadable(..) | WatchEvent::Bookmark(..) => continue,
         }
-        publish(&known, sender);
+        publish(known, sender);
     }
     Ok(())
 }
 
-fn publish(known: &BTreeMap<String, (Value, Arc<Stage>)>, sender: &watch::Sender<Arc<Stages>>) {
+fn publish(known: &Known, sender: &watch::Sender<Arc<Stages>>) {
     let of = |kind| known.values().map(|(_, stage)| stage).filter(|s| s.kind == kind).cloned().collect();
     let stages = Stages { pods: of(Kind::Pod), nodes: of(Kind::Node) };
     sender.send_replace(Arc::new(stages));
@@ -94,6 +100,7 @@ async fn read(
     api: &Api<DynObject>,
     clock: &Clock,
     object: &DynObject,
+    before: &Known,
 ) -> Option<(String, (Value, Arc<Stage>))> {
     let name = object.metadata.name.clone().unwrap_or_default();
     // A map's index panics without the key; a value's does not.
@@ -116,7 +123,9 @@ async fn read(
         }
     }
     let stage = read.ok()?;
-    Some((name, (spec.clone(), Arc::new(stage))))
+    // The same Stage as before: delays that run go on.
+    let same = before.get(&name).filter(|(known, _)| known == spec).map(|(_, stage)| stage.clone());
+    Some((name, (spec.clone(), same.unwrap_or_else(|| Arc::new(stage)))))
 }
 
 /// Returns the conditions with the one about acceptance; `None`: it is there already.
