@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::Ipv4Net;
 use k8s_apiserver::{ApiServer, User};
 use k8s_controllers::metrics::counted;
 use k8s_core::client::{Client, Kubeconfig};
@@ -27,7 +28,7 @@ use crate::{
     paths::{Lock, Paths},
     renewal::Renewals,
     settings::ClusterSettings,
-    simulated,
+    simulated::{SimulatedConfig, SimulatedNodes},
 };
 
 /// The nodes that run in this process.
@@ -67,8 +68,8 @@ pub struct ClusterConfig {
     /// Serve the API over TLS on the settings' address.
     pub(crate) listens: bool,
     pub(crate) memory: bool,
-    /// Duration of the start of simulated containers.
-    pub(crate) start_delay: Duration,
+    /// Choices about simulated nodes.
+    pub(crate) simulated: SimulatedConfig,
 }
 
 /// Builder of a [`Cluster`].
@@ -79,6 +80,7 @@ pub struct Cluster {
     paths: Paths,
     plane: ControlPlane,
     nodes: Vec<LocalNode>,
+    simulated: Option<SimulatedNodes>,
     network: Option<Network>,
     /// Data directory lock, held until the cluster is down.
     _lock: Lock,
@@ -113,7 +115,7 @@ impl Cluster {
             kubelet_port: 0,
             listens: false,
             memory: false,
-            start_delay: Duration::ZERO,
+            simulated: SimulatedConfig::default(),
         })
     }
 
@@ -257,7 +259,8 @@ impl Cluster {
     /// ```
     #[must_use]
     pub fn nodes(&self) -> Vec<&str> {
-        self.nodes.iter().map(LocalNode::name).collect()
+        let simulated = self.simulated.iter().flat_map(SimulatedNodes::names);
+        self.nodes.iter().map(LocalNode::name).chain(simulated).collect()
     }
 
     /// Waits until all nodes of this process are ready.
@@ -279,6 +282,7 @@ impl Cluster {
     /// ```
     pub async fn ready(&self, within: Duration) -> Result<(), ClusterError> {
         let client = self.client();
+        // Simulated nodes were registered as ready.
         for node in &self.nodes {
             node::wait_ready(&client, node.name(), within).await?;
         }
@@ -350,6 +354,9 @@ impl Cluster {
         for node in self.nodes {
             node.shutdown().await;
         }
+        if let Some(simulated) = self.simulated {
+            simulated.shutdown().await;
+        }
         if let Some(network) = self.network {
             network.shutdown().await;
         }
@@ -397,7 +404,7 @@ impl Cluster {
         choices: &ClusterConfig,
         runtime: Option<Arc<dyn Runtime>>,
         address: IpAddr,
-        dns: Ipv4Addr,
+        (pods, dns): (Ipv4Net, Ipv4Addr),
     ) -> Result<(), ClusterError> {
         let name = choices.node_name.clone().unwrap_or_else(host_name);
         let mut config = NodeConfig {
@@ -418,14 +425,14 @@ impl Cluster {
         match choices.node {
             Node::None => {}
             Node::Simulated(count) => {
-                let base = config.name.clone();
-                for i in 0..count {
-                    config.name = if count == 1 { base.clone() } else { format!("{base}-{i}") };
-                    let root = self.paths.data.join("simulated").join(&config.name);
-                    let runtime = Arc::new(simulated::runtime(choices.start_delay));
-                    let client = kubelet(&config.name);
-                    self.add(LocalNode::with_runtime(&root, &config, &client, runtime).await?);
-                }
+                let name = &config.name;
+                let names = match count {
+                    1 => vec![name.clone()],
+                    _ => (0..count).map(|i| format!("{name}-{i}")).collect(),
+                };
+                let choices = &choices.simulated;
+                self.simulated =
+                    Some(SimulatedNodes::start(&self.plane, names, address, pods, choices).await?);
             }
             Node::Local => {
                 config.api = self.kubelet_api(choices, &config)?;

@@ -46,6 +46,8 @@ pub(crate) struct ControllersConfig {
     pub(crate) legacy_token_clean_up_period: Duration,
     /// Health of nodes. `None`: upstream's defaults.
     pub(crate) node_health: Option<NodeHealthFlags>,
+    /// Time without heartbeat after which a node is not ready, without such flags. `None`: upstream's.
+    pub(crate) node_grace: Option<Duration>,
     /// Options of the horizontal autoscaler.
     pub(crate) autoscaling: Autoscaling,
 }
@@ -61,6 +63,9 @@ pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Run
         autoscaling: config.autoscaling,
         ..builtin::Options::default()
     };
+    if let Some(grace) = config.node_grace {
+        options.node_monitor_grace = grace;
+    }
     if let Some(flags) = config.node_health {
         flags.apply(&mut options);
     }
@@ -73,6 +78,8 @@ pub(crate) fn manager(client: &Client, config: ControllersConfig, added: Vec<Run
 pub(crate) struct ControlPlane {
     /// The API server.
     pub(crate) api: Api,
+    /// The caches of controllers and scheduler.
+    pub(crate) caches: Caches,
     stop: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -89,6 +96,7 @@ impl ControlPlane {
         selection: Selection,
         cluster_cidr: Ipv4Net,
         autoscaling: Autoscaling,
+        node_grace: Option<Duration>,
         extensions: Extensions,
     ) -> Result<Self, ClusterError> {
         let mut added = extensions.controllers;
@@ -119,6 +127,7 @@ impl ControlPlane {
             token_signer: Some(api.token_signer.clone()),
             legacy_token_clean_up_period: builtin::Options::default().legacy_token_clean_up_period,
             node_health: None,
+            node_grace,
             autoscaling,
         };
         // The embedding program's own controllers act as the administrator.
@@ -132,14 +141,14 @@ impl ControlPlane {
         let metrics = Metrics::new(api.server.metrics());
         let manager = manager.measured(metrics.clone());
         let mut environment = Environment::new(of(identities::SCHEDULER).named("kube-scheduler"));
-        environment.caches = k8s_builtin::trimmed(caches);
+        environment.caches = k8s_builtin::trimmed(caches.clone());
         environment.shutdown = stop.clone();
         environment.metrics = metrics;
         let tasks = vec![
             tokio::spawn(manager.run(stop.clone())),
             tokio::spawn(extensions.scheduler.run_in(environment)),
         ];
-        Ok(ControlPlane { api, stop, tasks })
+        Ok(ControlPlane { api, caches, stop, tasks })
     }
 
     /// Stops all components. The store keeps its objects.

@@ -17,7 +17,7 @@ use crate::{
     extensions::Builder,
     node,
     paths::{Lock, Paths, default_data_dir},
-    ranges,
+    ranges, simulated,
 };
 
 /// Age of resource metrics, as with metrics-server.
@@ -112,7 +112,21 @@ impl ClusterBuilder {
     /// let slow = Cluster::builder().node(Node::simulated(3)).simulated_start_delay(Duration::from_secs(2));
     /// ```
     pub fn simulated_start_delay(mut self, delay: Duration) -> Self {
-        self.base.start_delay = delay;
+        self.base.simulated.start_delay = delay;
+        self
+    }
+    /// Interval in which each simulated node renews its lease, 1 second to 10 minutes. Default: 10 seconds,
+    /// as kubelets. A node counts as failed after five of them, and at least 50 seconds.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use hyperkube::{Cluster, Node};
+    /// // 500 renewals a second.
+    /// let every = Duration::from_secs(40);
+    /// let huge = Cluster::builder().node(Node::simulated(20_000)).simulated_heartbeat(every);
+    /// ```
+    pub fn simulated_heartbeat(mut self, every: Duration) -> Self {
+        self.base.simulated.heartbeat = every;
         self
     }
     /// Serves the API over TLS on this address; port 0 picks a free one. Default: no socket.
@@ -229,7 +243,14 @@ impl ClusterBuilder {
         let Builder { base: config, mut extensions } = self;
         let settings = &config.settings;
         let paths = Paths::new(&config.name, &settings.data_dir)?;
-        let (pods, services) = (settings.cluster_cidr, settings.service_cidr);
+        let services = settings.service_cidr;
+        let (pods, node_grace) = match config.node {
+            Node::Simulated(count) => {
+                let grace = simulated::grace(config.simulated.heartbeat);
+                (simulated::pod_range(settings.cluster_cidr, count)?, Some(grace))
+            }
+            Node::None | Node::Local => (settings.cluster_cidr, None),
+        };
         if ranges::overlap(pods, services) {
             let reason = format!(
                 "pod range {pods} and service range {services} overlap; choose others with --cluster-cidr and --service-cidr"
@@ -274,11 +295,12 @@ impl ClusterBuilder {
             authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };
+        let autoscaling = settings.autoscaling.options();
         let plane =
-            ControlPlane::start(&paths, api, selection, pods, settings.autoscaling.options(), extensions)
-                .await?;
-        let mut cluster = Cluster { paths, plane, nodes: Vec::new(), network: None, _lock: lock };
-        match cluster.add_nodes(&config, runtime, advertise, dns).await {
+            ControlPlane::start(&paths, api, selection, pods, autoscaling, node_grace, extensions).await?;
+        let mut cluster =
+            Cluster { paths, plane, nodes: Vec::new(), simulated: None, network: None, _lock: lock };
+        match cluster.add_nodes(&config, runtime, advertise, (pods, dns)).await {
             Ok(()) => Ok(cluster),
             Err(e) => {
                 cluster.shutdown().await;

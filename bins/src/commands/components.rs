@@ -368,6 +368,7 @@ impl ControllerManager {
             token_signer,
             legacy_token_clean_up_period: self.legacy_service_account_token_clean_up_period,
             node_health: Some(self.node_health),
+            node_grace: None,
             autoscaling: self.autoscaling.options(),
         };
         let added = extensions.controllers.into_iter().map(|c| c.account(identities::EXTENSIONS)).collect();

@@ -17,6 +17,7 @@ use crate::{
     extensions::{Builder, Extensions},
     pki::refresh_private,
     settings::ClusterSettings,
+    simulated::SimulatedConfig,
     user_kubeconfig::UserKubeconfig,
 };
 
@@ -59,6 +60,10 @@ pub(super) struct Up {
     /// k8s-testing/start-after, k8s-testing/exit-code and k8s-testing/run-for choose for single pods.
     #[arg(long, default_value = "0s", value_parser = crate::duration::parse)]
     simulated_start_delay: Duration,
+    /// Interval in which each simulated node renews its lease, 1s to 10m. With thousands of nodes a longer
+    /// one saves CPU time; a node counts as failed after five of them, and at least 50s.
+    #[arg(long, default_value = "10s", value_parser = crate::simulated::heartbeat)]
+    simulated_heartbeat_interval: Duration,
 }
 
 /// Run a control plane without a node, in the foreground.
@@ -75,7 +80,10 @@ impl Up {
             node,
             name: self.node_name,
             kubelet_port: self.kubelet_port,
-            start_delay: self.simulated_start_delay,
+            simulated: SimulatedConfig {
+                start_delay: self.simulated_start_delay,
+                heartbeat: self.simulated_heartbeat_interval,
+            },
         };
         self.common.run(name, nodes, extensions).await
     }
@@ -83,7 +91,8 @@ impl Up {
 
 impl Server {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
-        let nodes = Nodes { node: Node::None, name: None, kubelet_port: 0, start_delay: Duration::ZERO };
+        let nodes =
+            Nodes { node: Node::None, name: None, kubelet_port: 0, simulated: SimulatedConfig::default() };
         self.common.run(name, nodes, extensions).await
     }
 }
@@ -93,7 +102,7 @@ struct Nodes {
     node: Node,
     name: Option<String>,
     kubelet_port: u16,
-    start_delay: Duration,
+    simulated: SimulatedConfig,
 }
 
 impl Common {
@@ -108,9 +117,10 @@ impl Common {
             kubelet_port: nodes.kubelet_port,
             listens: true,
             memory: false,
-            start_delay: nodes.start_delay,
+            simulated: nodes.simulated,
         };
         let name = base.name.clone();
+        let simulated = matches!(base.node, Node::Simulated(_));
         let mut cluster = Builder { base, extensions }.start().await?;
         let took = |what: &str| println!("{:>7.3} s  {what}", started.elapsed().as_secs_f64());
         took(&format!(
@@ -136,8 +146,8 @@ impl Common {
         });
         let run = async {
             cluster.ready(Duration::from_secs(60)).await?;
-            if !cluster.nodes().is_empty() {
-                took(&format!("node {} ready", cluster.nodes().join(", ")));
+            if let Some(told) = told(&cluster.nodes()) {
+                took(&told);
             }
             println!("kubectl --kubeconfig {} get nodes", path.display());
             Ok::<(), Failure>(cluster.ended().await?)
@@ -146,9 +156,24 @@ impl Common {
             result = run => result,
             () = stop_signal() => Ok(()),
         };
-        println!("stopping; containers keep running ({name} reset removes them)");
+        if simulated {
+            println!("stopping; objects stay ({name} reset removes them)");
+        } else {
+            println!("stopping; containers keep running ({name} reset removes them)");
+        }
         or_at_once(cluster.shutdown()).await;
         result
+    }
+}
+
+/// Returns the line about nodes that are ready: names of a few, else first and last.
+fn told(nodes: &[&str]) -> Option<String> {
+    match nodes {
+        [] => None,
+        [first, .., last] if nodes.len() > 3 => {
+            Some(format!("{} nodes ready ({first} to {last})", nodes.len()))
+        }
+        few => Some(format!("node {} ready", few.join(", "))),
     }
 }
 
@@ -180,5 +205,17 @@ fn merge(config: Kubeconfig, take_current: bool) -> Option<String> {
             Some(told)
         }
         Err(e) => Some(format!("kubeconfig not merged (--no-kubeconfig-merge leaves it alone): {e}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_nodes_are_one_line() {
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&["a", "b"]).as_deref(), Some("node a, b ready"));
+        assert_eq!(told(&["n-0", "n-1", "n-2", "n-3"]).as_deref(), Some("4 nodes ready (n-0 to n-3)"));
     }
 }

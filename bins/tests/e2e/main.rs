@@ -26,6 +26,7 @@ mod resize;
 mod restart;
 mod serving;
 mod shared;
+mod simulated;
 mod stateful;
 mod storage;
 mod versions;
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
         restart::TESTS,
         serving::TESTS,
         storage::TESTS,
+        simulated::TESTS,
         components::TESTS,
         distributions::TESTS,
         versions::TESTS,

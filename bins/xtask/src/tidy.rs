@@ -62,10 +62,19 @@ const EDGES: &[(&str, &[&str])] = &[
     ),
     ("k8s-metrics-server", &["k8s-core", "k8s-apiserver"]),
     ("k8s-scheduler", &["k8s-core", "k8s-controllers", "k8s-metrics"]),
+    ("k8s-simulated", &["k8s-core"]),
     ("k8s-kubelet", &["k8s-core", "k8s-metrics", "k8s-tls", "k8s-runtime", "k8s-net"]),
     (
         "k8s-testing",
-        &["k8s-core", "k8s-store", "k8s-builtin", "k8s-controllers", "k8s-apiserver", "k8s-scheduler"],
+        &[
+            "k8s-core",
+            "k8s-store",
+            "k8s-builtin",
+            "k8s-controllers",
+            "k8s-apiserver",
+            "k8s-scheduler",
+            "k8s-simulated",
+        ],
     ),
     ("k8s-envtest", &["k8s-core", "k8s-testing"]),
     (
@@ -82,6 +91,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "k8s-net",
             "k8s-apiserver",
             "k8s-scheduler",
+            "k8s-simulated",
             "k8s-kubelet",
         ],
     ),

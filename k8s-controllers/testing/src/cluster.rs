@@ -19,13 +19,14 @@ use k8s_builtin as builtin;
 use k8s_builtin::{Options, Selection};
 use k8s_controllers::{Caches, Controller, Environment, Manager, Reconcile};
 use k8s_core::{
-    api::api::core::v1::ServiceAccount,
+    api::api::core::v1::{Pod, ServiceAccount},
     client::{Client, ListParams, WatchEvent},
     clock::Clock,
     custom::CustomResource,
     meta::Object,
 };
 use k8s_scheduler::Scheduler;
+use k8s_simulated::Simulation;
 use k8s_store::Store;
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -203,8 +204,9 @@ impl Builder {
         let system = server.client_as(User::admin());
         let reader = server.client_as(User::new("system:kube-controller-manager", &[]));
         let of_accounts = server.clone();
+        let caches = Caches::new(reader.named("kube-controller-manager").without_managed_fields());
         let manager = Manager::new(system.named("kube-controller-manager"))
-            .caches(Caches::new(reader.named("kube-controller-manager").without_managed_fields()))
+            .caches(caches.clone())
             .accounts(move |account| {
                 let user = match account {
                     k8s_builtin::CONTROLLER_MANAGER => User::new(account, &[]),
@@ -227,11 +229,21 @@ impl Builder {
             environment.shutdown = stop.clone();
             tasks.spawn(Scheduler::builder().run_in(environment));
         }
-        for i in 0..self.nodes {
-            let name = format!("node-{i}");
-            let client = server.client_as(User::node(&name)).named("kubelet");
-            node::register(&client, &clock, &name).await?;
-            tasks.spawn(node::run(client, clock.clone(), name, i));
+        let names: Vec<String> = (0..self.nodes).map(|i| format!("node-{i}")).collect();
+        let of_nodes = server.clone();
+        let kubelet = move |name: &str| of_nodes.client_as(User::node(name)).named("kubelet");
+        for name in &names {
+            node::register(&kubelet(name), &clock, name).await?;
+        }
+        if !names.is_empty() {
+            let caches = k8s_builtin::trimmed(caches);
+            let simulation = Simulation::new(caches.of::<Pod>(), kubelet).clock(clock.clone());
+            let run = simulation.heartbeats(node::HEARTBEAT, names).run(stop.clone());
+            tasks.spawn(async move {
+                run.await;
+                // The caches are filled as long as one clone lives.
+                drop(caches);
+            });
         }
         // Pods are not admitted without the default service account.
         while accounts && system.namespaced::<ServiceAccount>("default").get_opt("default").await?.is_none() {

@@ -13,6 +13,7 @@ use k8s_builtin::{BuiltIn, Options};
 use k8s_controllers::{Controller, Reconcile};
 use k8s_core::{api::api::core::v1::Pod, custom::CustomResource};
 use k8s_scheduler::{Plugin, Scheduler};
+use k8s_simulated::Script;
 use serde::Serialize;
 
 use crate::{
@@ -26,7 +27,6 @@ use crate::{
     process::{Life, Program, main_of},
     report::Report,
     running::Running,
-    script::Script,
     seeds::{self, Job},
     setup::Setup,
 };

@@ -113,12 +113,8 @@ impl Running {
         if server.is_some() && setup.nodes > 0 {
             let kubelet = Arc::new(Process::new("kubelet", Kind::Node, None));
             let client = world.service(&kubelet).client().named("kubelet");
-            let pods = node::Pods::new(client.clone(), clock.clone(), setup.director.clone(), Some(hub), 0);
-            tasks.spawn(pods.follow(ListParams::default()));
-            for i in (0..setup.nodes).filter(|_| setup.heartbeats) {
-                let (client, clock) = (client.clone(), clock.clone());
-                tasks.spawn(async move { node::beat(&client, &clock, &format!("node-{i}")).await });
-            }
+            let beats = setup.heartbeats.then(|| (0..setup.nodes).map(|i| format!("node-{i}")).collect());
+            tasks.spawn(node::follow(client, clock.clone(), setup.director.clone(), hub, beats));
         }
         let service = world.service(&Arc::new(Process::new("test", Kind::Test, None)));
         Running {

@@ -2,9 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use k8s_simulated::Script;
 use serde_json::Value;
 
-use crate::{base::Shape, node::Director, process::Program, script::Script};
+use crate::{base::Shape, node::Director, process::Program};
 
 /// Default time without write attempts after which a cluster counts as settled. Longer than any retry delay
 /// of this project's controllers after a fault.
