@@ -85,6 +85,20 @@ pub(crate) fn unverified() -> Result<Tls, String> {
     Tls::new(&Trust::Anyone, None)
 }
 
+/// Returns a path without doubled slashes, `.`, `..` and a slash at its end, as upstream's client sends it: Go's
+/// servers answer others with a redirection.
+fn clean(path: &str) -> String {
+    let mut parts = Vec::new();
+    for part in path.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        if part == ".." {
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
 impl Callee {
     /// Resolves a Service (`{namespace, name, port, path}`) with its TLS verification.
     pub(crate) fn service(
@@ -98,7 +112,7 @@ impl Callee {
             name: str_at(service, "/name").into(),
             port: int_at(service, "/port").unwrap_or(443),
         };
-        let (path, tls) = (str_at(service, "/path").into(), tls(bundle, insecure, identity)?);
+        let (path, tls) = (clean(str_at(service, "/path")), tls(bundle, insecure, identity)?);
         Ok(Callee { place, path, tls, idle: Arc::default() })
     }
 
@@ -111,13 +125,14 @@ impl Callee {
         let url: http::Uri = str_at(config, "/url").parse().map_err(|e| format!("url: {e}"))?;
         let host = url.host().ok_or("url: no host")?.trim_matches(['[', ']']).to_owned();
         let place = Place::Url { host, port: url.port_u16().unwrap_or(443) };
-        let path = url.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        // A webhook's URL has no query.
+        let path = clean(url.path());
         Ok(Callee { place, path, tls: tls(bundle, false, None)?, idle: Arc::default() })
     }
 
     /// Returns the path of a webhook; default `/`.
     pub(crate) fn path(&self) -> &str {
-        if self.path.is_empty() { "/" } else { &self.path }
+        &self.path
     }
 
     /// Returns the URL of a path, for messages.
@@ -284,4 +299,25 @@ fn locate(store: &Store, namespace: &str, name: &str, port: i64) -> Result<Locat
         );
         Unreachable::Nowhere("MissingEndpoints", why)
     })
+}
+
+#[cfg(test)]
+mod path_tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_sent_as_gos_client_sends_them() {
+        for (given, sent) in [
+            ("", "/"),
+            ("/", "/"),
+            ("//validate-x", "/validate-x"),
+            ("/a//b/", "/a/b"),
+            ("/a/./../b", "/b"),
+            ("/../..", "/"),
+        ] {
+            assert_eq!(clean(given), sent, "{given:?}");
+        }
+        let config = serde_json::json!({"url": "https://127.0.0.1:9443//validate"});
+        assert_eq!(Callee::webhook(&config).unwrap().path(), "/validate");
+    }
 }
