@@ -72,6 +72,8 @@ struct Seen {
     trail: Option<Trail>,
     /// Flow schema of the request, with priority and fairness.
     schema: Option<Arc<Schema>>,
+    /// Warnings of a request that was refused.
+    warnings: Vec<String>,
     /// There were too many requests, or this one took too long.
     terminated: bool,
 }
@@ -242,7 +244,7 @@ impl ApiServer {
         let answered = self.audited(request, info, query, id, &mut seen, &mut times).await;
         let (mut response, warnings) = match answered {
             Ok(done) => done,
-            Err(status) => (respond::failure(&status), Vec::new()),
+            Err(status) => (respond::failure(&status), std::mem::take(&mut seen.warnings)),
         };
         if let Some(schema) = &seen.schema {
             respond::classify(&mut response, schema);
@@ -396,7 +398,7 @@ impl ApiServer {
             return Ok((response, Vec::new()));
         }
         let Some(last) = request.extensions().get::<Arc<LastAccount>>().cloned() else {
-            return self.granted(request, info, query, user, seen.trail.as_ref(), times).await;
+            return self.granted(request, info, query, user, seen, times).await;
         };
         seen.schema = state.gate.classify(&state.store, &user, &info);
         let seats = |most| crate::fair::seats::of(&info, &query, most, || stored(state, &info));
@@ -405,8 +407,7 @@ impl ApiServer {
         let ticket = entered.inspect_err(|_| seen.terminated = true)?;
         let mut request = request.map(|body| ticket.count(body));
         request.extensions_mut().insert(ticket.clone());
-        let answered =
-            ticket.within(self.granted(request, info, query, user, seen.trail.as_ref(), times)).await;
+        let answered = ticket.within(self.granted(request, info, query, user, seen, times)).await;
         let (mut response, warnings) =
             answered.inspect_err(|error| seen.terminated |= error.code() == 504)?;
         match response.extensions().get::<InitialEvents>() {
@@ -425,10 +426,11 @@ impl ApiServer {
         info: RequestInfo,
         query: Query,
         user: User,
-        trail: Option<&Trail>,
+        seen: &mut Seen,
         times: &mut Times,
     ) -> Result<(Response<Body>, Vec<String>), ApiStatus> {
         let state = &self.state;
+        let trail = seen.trail.as_ref();
         let mut tickets = Vec::new();
         for flow in &state.flow {
             tickets.push(flow.admit(&user, &info).await?);
@@ -467,9 +469,14 @@ impl ApiServer {
         times.end(Stage::Handled);
         times.wait(call.waited());
         trail.iter().for_each(|trail| trail.annotate(call.annotated()));
-        let response = response?;
         let warnings = call.warned();
-        Ok((response, warnings))
+        match response {
+            Ok(response) => Ok((response, warnings)),
+            Err(status) => {
+                seen.warnings = warnings;
+                Err(status)
+            }
+        }
     }
 }
 

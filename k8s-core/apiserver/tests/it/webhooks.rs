@@ -116,7 +116,7 @@ async fn a_validating_webhook_sees_each_operation_and_refuses() {
     );
 
     let refused = post(&server, MAPS, json!({"metadata": {"name": "b"}, "data": {"bad": "yes"}})).await;
-    assert_eq!(refused.status, 418);
+    assert_eq!((refused.status.as_u16(), refused.warnings.as_slice()), (418, made.warnings.as_slice()));
     assert_eq!(
         refused.json()["message"],
         "admission webhook \"hook.example.com\" denied the request: it is bad"

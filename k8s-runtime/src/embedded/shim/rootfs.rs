@@ -300,6 +300,12 @@ fn clone_hierarchies(
         if all.iter().any(|(known, _)| known == name) {
             continue;
         }
+        // As other runtimes: programs that find a unified hierarchy look for their limits there, and it has none.
+        let unified = nix::sys::statfs::statfs(root)
+            .is_ok_and(|found| found.filesystem_type() == nix::sys::statfs::CGROUP2_SUPER_MAGIC);
+        if unified {
+            continue;
+        }
         let own = root.join(group);
         let tree = sys::open_tree(&own, sys::OPEN_TREE_CLONE).map_err(doing(format!("open {own:?}")))?;
         let hardened = sys::MOUNT_ATTR_NOSUID | sys::MOUNT_ATTR_NOEXEC | sys::MOUNT_ATTR_NODEV;
