@@ -15,7 +15,7 @@ use crate::error::ClusterError;
 /// Layout version of a data directory.
 const FORMAT: u32 = 1;
 /// Marker file of a data directory; contains the layout version and the distribution's name.
-const MARKER: &str = "format";
+pub(crate) const MARKER: &str = "format";
 /// Distribution of a data directory whose marker has no name.
 const HYPERKUBE: &str = "hyperkube";
 

@@ -74,7 +74,14 @@ pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), ClusterE
         }
     }
     if problems.is_empty() {
-        for entry in paths.own_entries().unwrap_or_default().iter().chain([&paths.run]) {
+        let mut entries = paths.own_entries().unwrap_or_default();
+        // What shows that the directory is ours goes last, so that a reset that failed can be repeated.
+        entries.sort_by_key(|entry| entry.ends_with(crate::paths::MARKER));
+        let (run, entries) = (&paths.run, entries.iter());
+        for entry in [run].into_iter().chain(entries) {
+            if !problems.is_empty() && entry.ends_with(crate::paths::MARKER) {
+                break;
+            }
             let removed = match fs::symlink_metadata(entry) {
                 Ok(meta) if meta.is_dir() => fs::remove_dir_all(entry),
                 Ok(_) => fs::remove_file(entry),

@@ -80,7 +80,7 @@ pub(crate) fn decode_body(call: &Call, kind: &str, body: &[u8]) -> Result<(Value
     };
     let (value, duplicates) = match media {
         "application/json" | "" => decode::json(body)
-            .map(|(v, twice)| (v, twice.iter().map(|path| format!("duplicate field \"{path}\"")).collect()))
+            .map(|(v, twice)| (v, twice.lines(|path| format!("duplicate field \"{path}\""))))
             .map_err(|e| unrecognized(&e)),
         "application/yaml" => decode::yaml_with_duplicate(body)
             .map(|(v, twice)| (v, twice.into_iter().collect()))
@@ -170,8 +170,8 @@ pub(crate) fn fit(
         };
         return Err(handled_as(resource, &resource.version, why));
     }
-    let problems: Vec<String> =
-        found.unknown.iter().map(|p| format!("unknown field \"{p}\"")).chain(duplicates).collect();
+    let mut problems = found.unknown.lines(|path| format!("unknown field \"{path}\""));
+    problems.extend(duplicates);
     if problems.is_empty() {
         return Ok(());
     }

@@ -34,7 +34,7 @@ use crate::{
     state::State,
     value::{array_at, set, str_at},
     webhook_client::whole,
-    write::{applied, declared, patch_function},
+    write::{applied, declared, fit_patched, patch_function},
 };
 
 /// Maximum of retries after a conflict.
@@ -169,7 +169,7 @@ impl Converting<'_> {
             let mut object = self.served(vec![json_of(found).await?]).await?.pop().unwrap_or_default();
             let before = str_at(&object, "/metadata/resourceVersion").to_owned();
             change(&mut object)?;
-            fit(call, resource, &mut object, Vec::new())?;
+            fit_patched(call, resource, &mut object)?;
             let own = str_at(&object, "/metadata/resourceVersion").to_owned();
             if own.is_empty() {
                 set(&mut object, "/metadata/resourceVersion", before.clone().into());

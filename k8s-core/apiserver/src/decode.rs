@@ -3,6 +3,7 @@
 use std::fmt;
 
 use http::{HeaderMap, header};
+use k8s_schema::paths::{self, Paths};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use serde_saphyr::{Error as YamlError, options::DuplicateKeyPolicy};
@@ -21,14 +22,14 @@ pub struct DecodeError(String);
 ///
 /// # Errors
 /// A description of where it is not JSON.
-pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
+pub fn json(bytes: &[u8]) -> Result<(Value, Paths), DecodeError> {
     let mut decoded = Err(DecodeError(String::new()));
     run_blocking_if(bytes.len() > HEAVY, || decoded = json_here(bytes));
     decoded
 }
 
-fn json_here(bytes: &[u8]) -> Result<(Value, Vec<String>), DecodeError> {
-    let mut duplicates = Vec::new();
+fn json_here(bytes: &[u8]) -> Result<(Value, Paths), DecodeError> {
+    let mut duplicates = Paths::default();
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let seed = Seed { path: &mut String::new(), duplicates: &mut duplicates };
     let value = seed.deserialize(&mut deserializer).map_err(|e| match e.is_eof() {
@@ -115,7 +116,7 @@ const HEAVY: usize = 64 << 10;
 
 struct Seed<'a> {
     path: &'a mut String,
-    duplicates: &'a mut Vec<String>,
+    duplicates: &'a mut Paths,
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
@@ -172,10 +173,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
             if !self.path.is_empty() {
                 self.path.push('.');
             }
-            self.path.push_str(&key);
+            self.path.push_str(paths::part(&key));
             let value = map.next_value_seed(Seed { path: self.path, duplicates: self.duplicates })?;
             if out.insert(key, value).is_some() {
-                self.duplicates.push(self.path.clone());
+                self.duplicates.push(self.path);
             }
             self.path.truncate(length);
         }
@@ -191,7 +192,7 @@ mod tests {
     fn duplicates_are_found_and_depth_is_limited() {
         let (value, duplicates) =
             json(br#"{"metadata":{"name":"b"},"data":{"k":"v","k":"w"},"l":[{"a":1,"a":2}]}"#).unwrap();
-        assert_eq!(duplicates, ["data.k", "l[0].a"]);
+        assert_eq!(duplicates.as_slice(), ["data.k", "l[0].a"]);
         assert_eq!(value["data"]["k"], "w");
         assert!(json(&b"[".repeat(100_000)).is_err());
         assert!(json(b"{\"metadata\":").is_err());

@@ -21,6 +21,17 @@ const MOST: usize = 500;
 /// Maximum size of an error message in bytes: messages quote values.
 const LONGEST: usize = 16 << 10;
 
+/// Maximum size of a field's path in bytes: keys are users'.
+const LONGEST_FIELD: usize = 2 << 10;
+
+fn shortened(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push_str("...");
+    }
+    text
+}
+
 /// All validation errors of an object, in order of detection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FieldErrors(Vec<FieldError>);
@@ -34,13 +45,8 @@ impl FieldErrors {
         if self.0.len() >= MOST {
             return;
         }
-        let message = if message.len() > LONGEST {
-            let end = (0..=LONGEST).rev().find(|at| message.is_char_boundary(*at)).unwrap_or(0);
-            format!("{}...", message.get(..end).unwrap_or_default())
-        } else {
-            message
-        };
-        self.0.push(FieldError { reason, field: field.to_string(), message });
+        let field = shortened(field.to_string(), LONGEST_FIELD);
+        self.0.push(FieldError { reason, field, message: shortened(message, LONGEST) });
     }
 
     /// Adds "Required value": the field is missing.

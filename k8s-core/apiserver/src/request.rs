@@ -142,18 +142,13 @@ impl RequestInfo {
         let (watch, rest) =
             if rest[0] == "watch" && rest.len() > 1 { (true, &rest[1..]) } else { (false, rest) };
         let rest = match rest {
-            // The namespace itself, and its subresources.
-            ["namespaces", name, tail @ ..]
-                if !tail.is_empty() && !matches!(tail, ["status" | "finalize"]) =>
-            {
+            ["namespaces", name, tail @ ..] => {
                 info.namespace = decode(name);
-                tail
+                // The namespace itself, and its subresources.
+                if tail.is_empty() || matches!(tail, ["status" | "finalize"]) { rest } else { tail }
             }
             other => other,
         };
-        if let ["namespaces", name, ..] = rest {
-            info.namespace = decode(name);
-        }
         info.resource = rest.first().map(|r| decode(r)).unwrap_or_default();
         info.name = rest.get(1).map(|r| decode(r)).unwrap_or_default();
         info.subresource = rest.get(2).map(|r| decode(r)).unwrap_or_default();
@@ -301,6 +296,17 @@ mod tests {
 
     fn parse(method: &str, path: &str, query: &str) -> RequestInfo {
         RequestInfo::parse(&method.parse().unwrap(), path, &Query::parse(query))
+    }
+
+    #[test]
+    fn a_namespace_is_named_once() {
+        let parsed = |path: &str| RequestInfo::parse(&Method::GET, path, &Query::default());
+        let info = parsed("/apis/custom.metrics.k8s.io/v1beta2/namespaces/victim/namespaces/mine/depth");
+        assert_eq!((&*info.namespace, &*info.resource, &*info.name), ("victim", "namespaces", "mine"));
+        for path in ["/api/v1/namespaces/a", "/api/v1/namespaces/a/status", "/api/v1/namespaces/a/finalize"] {
+            let info = parsed(path);
+            assert_eq!((&*info.namespace, &*info.resource, &*info.name), ("a", "namespaces", "a"), "{path}");
+        }
     }
 
     #[test]

@@ -161,11 +161,6 @@ const POD: &[Field] = &[
         |v, _| v.get("sizeLimit").is_some() && str_at(v, "/medium") != "Memory",
         "sizeLimit is enforced with medium Memory only",
     ),
-    Field(
-        &["volumes", "*", "ephemeral"],
-        SET,
-        "no controller makes the claims of ephemeral volumes: the pod waits for one of that name",
-    ),
 ];
 
 /// Paths of pod specs, by kind.

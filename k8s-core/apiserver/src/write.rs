@@ -4,7 +4,7 @@ mod metadata;
 mod patch;
 
 use metadata::{Born, VIEWS, carry_over, check_finalizers, check_metadata, generated, start_metadata};
-pub(crate) use patch::{PatchFunction, applied, declared, patch, patch_function};
+pub(crate) use patch::{PatchFunction, applied, declared, fit_patched, patch, patch_function};
 
 use std::sync::Arc;
 

@@ -30,6 +30,7 @@ mod compile;
 mod facts;
 mod normalize;
 pub mod patch;
+pub mod paths;
 pub mod proto;
 
 pub use compile::{CompileError, Generate, builtin, generate};

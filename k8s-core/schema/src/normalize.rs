@@ -3,6 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::{Kind, Limits, MAX_DEPTH, NodeId, Schema};
+use crate::paths::{self, Paths};
 
 /// A value that does not match its type.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,14 +18,18 @@ pub struct Mismatch {
     pub have: &'static str,
 }
 
+/// Most findings of one kind that are kept, and the most bytes of a message about a value.
+const MOST: usize = 1000;
+const LONGEST: usize = 16 << 10;
+
 /// Findings of [`Schema::normalize`]. All empty: the value matches its schema.
 #[derive(Clone, Debug, Default)]
 pub struct Normalized {
     /// Paths of unknown fields, which were removed.
-    pub unknown: Vec<String>,
-    /// Values of the wrong type.
+    pub unknown: Paths,
+    /// Values of the wrong type; the first 1,000.
     pub mismatches: Vec<Mismatch>,
-    /// Violated limits of a custom schema: path and message.
+    /// Violated limits of a custom schema: path and message; the first 1,000.
     pub breaches: Vec<(String, String)>,
 }
 
@@ -41,7 +46,7 @@ impl Schema {
     /// }})).unwrap();
     /// let mut object = json!({"size": 0, "name": 7, "colour": "red"});
     /// let found = schema.normalize(&mut object, true);
-    /// assert_eq!(found.unknown, ["colour"]);
+    /// assert_eq!(found.unknown.as_slice(), ["colour"]);
     /// assert_eq!((found.mismatches.len(), found.breaches.len()), (1, 1));
     /// ```
     pub fn normalize(&self, value: &mut Value, custom: bool) -> Normalized {
@@ -137,6 +142,9 @@ fn is_empty_collection(value: &Value, kind: &Kind) -> bool {
 
 impl Walk<'_> {
     fn mismatch(&mut self, want: impl Into<String>, value: &Value) {
+        if self.found.mismatches.len() >= MOST {
+            return;
+        }
         self.found.mismatches.push(Mismatch {
             path: self.path.clone(),
             field: self.path.clone(),
@@ -151,9 +159,22 @@ impl Walk<'_> {
         if dot && !self.path.is_empty() {
             self.path.push('.');
         }
-        self.path.push_str(part);
+        self.path.push_str(paths::part(part));
         f(self);
         self.path.truncate(length);
+    }
+
+    /// Returns the value that a `null` in a list of a built-in type means, as Go's decoder takes it.
+    fn zero(&self, id: NodeId) -> Value {
+        match &self.schema.node(id).kind {
+            Kind::Object { .. } => Value::Object(Map::new()),
+            Kind::List { .. } => Value::Array(Vec::new()),
+            Kind::String { .. } => Value::String(String::new()),
+            Kind::Integer { .. } | Kind::Number | Kind::IntOrString => Value::from(0),
+            Kind::Boolean => Value::Bool(false),
+            Kind::Quantity => Value::String("0".into()),
+            Kind::Any => Value::Null,
+        }
     }
 
     fn value(&mut self, value: &mut Value, id: NodeId, depth: usize) {
@@ -172,6 +193,9 @@ impl Walk<'_> {
             }
             (Kind::List { item, .. }, Value::Array(items)) => {
                 for (i, element) in items.iter_mut().enumerate() {
+                    if element.is_null() && !self.custom {
+                        *element = self.zero(*item);
+                    }
                     self.within(&format!("[{i}]"), false, |walk| walk.value(element, *item, depth + 1));
                 }
                 true
@@ -251,8 +275,7 @@ impl Walk<'_> {
                 None if *preserve => continue,
                 None => {
                     self.within(name, true, |walk| {
-                        let path = walk.path.clone();
-                        walk.found.unknown.push(path);
+                        walk.found.unknown.push(&walk.path);
                     });
                     drop.push(name.clone());
                     continue;
@@ -319,7 +342,12 @@ impl Walk<'_> {
     }
 
     fn limits(&mut self, limits: &Limits, value: &Value) {
-        let mut breach = |message: String| self.found.breaches.push((self.path.clone(), message));
+        let mut breach = |mut message: String| {
+            if self.found.breaches.len() < MOST {
+                message.truncate(message.floor_char_boundary(LONGEST));
+                self.found.breaches.push((self.path.clone(), message));
+            }
+        };
         if !limits.values.is_empty() && !limits.values.contains(value) {
             let allowed: Vec<String> = limits.values.iter().map(Value::to_string).collect();
             breach(format!("Unsupported value: {value}: supported values: {}", allowed.join(", ")));
@@ -364,6 +392,17 @@ mod tests {
     use crate::{builtin, generate};
 
     #[test]
+    fn a_null_in_a_list_is_an_empty_element() {
+        let schema = builtin(&[generate::<Pod>]).remove(0);
+        let containers = json!([null, {"name": "c", "command": ["a", null]}]);
+        let mut pod = json!({"spec": {"containers": containers, "imagePullSecrets": [null]}});
+        let found = schema.normalize(&mut pod, false);
+        assert_eq!(found.mismatches.len(), 0, "{:?}", found.mismatches);
+        assert_eq!(pod["spec"]["containers"], json!([{}, {"name": "c", "command": ["a", ""]}]));
+        assert_eq!(pod["spec"]["imagePullSecrets"], json!([{}]));
+    }
+
+    #[test]
     fn finds_what_does_not_fit() {
         let schema = builtin(&[generate::<Pod>]).remove(0);
         let mut pod = json!({
@@ -372,7 +411,7 @@ mod tests {
             "extra": 1
         });
         let found = schema.normalize(&mut pod, false);
-        assert_eq!(found.unknown, ["extra", "spec.containers[0].imagee"]);
+        assert_eq!(found.unknown.as_slice(), ["extra", "spec.containers[0].imagee"]);
         let paths: Vec<&str> = found.mismatches.iter().map(|m| m.path.as_str()).collect();
         assert_eq!(paths, ["spec.containers[0].ports[0].containerPort", "spec.hostNetwork"]);
         assert_eq!(pod["metadata"], json!({"name": "p", "labels": {"a": "b"}}));
@@ -433,7 +472,7 @@ mod tests {
         .unwrap();
         let mut bad = json!({"spec": {"size": 3, "junk": 1}});
         let found = schema.normalize(&mut bad, true);
-        assert_eq!(found.unknown, ["spec.junk"]);
+        assert_eq!(found.unknown.as_slice(), ["spec.junk"]);
         assert_eq!(found.breaches.len(), 2, "{:?}", found.breaches);
         let mut good = json!({"metadata": {"name": "x"}, "spec": {"engine": "a"}});
         schema.default(&mut good);

@@ -374,9 +374,8 @@ impl Sink for Opening {
         if !self.sealer.seals(resource) {
             return Some((revision, plain));
         }
-        // The backend may write it again, to undo a change. Without randomness there is no write, either.
-        let sealed = self.sealer.seal(resource, key, plain).ok().unwrap_or_default();
-        Some((revision, sealed))
+        // The backend may write it again, to undo a change. If it cannot be sealed now, the write is a conflict.
+        self.sealer.seal(resource, key, plain).ok().map(|sealed| (revision, sealed))
     }
 
     fn ailing(&self, reason: Option<String>) {

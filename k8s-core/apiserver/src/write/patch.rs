@@ -56,7 +56,7 @@ pub(crate) async fn patch(
         let mut object = old.clone();
         resource.from_storage(&mut object);
         change(&mut object)?;
-        fit(call, resource, &mut object, Vec::new())?;
+        fit_patched(call, resource, &mut object)?;
         if str_at(&object, "/metadata/name") != call.info.name {
             let mut errors = FieldErrors::default();
             errors.invalid("metadata.name", str_at(&object, "/metadata/name"), "field is immutable");
@@ -66,6 +66,23 @@ pub(crate) async fn patch(
     })
     .await?;
     object_response(state, call, resource, StatusCode::OK, &bytes)
+}
+
+/// Makes a patched object fit its type, as [`fit`]. Upstream blames the patch.
+///
+/// # Errors
+/// 422 with the field `patch`.
+pub(crate) fn fit_patched(call: &Call, resource: &Resource, object: &mut Value) -> Result<(), ApiStatus> {
+    fit(call, resource, object, Vec::new()).map_err(|error| {
+        let why = error.message();
+        // Without the words that are about the body of another request.
+        let why = why
+            .split_once(&format!(" cannot be handled as a {}: ", resource.kind))
+            .map_or(why, |(_, why)| why);
+        let mut errors = FieldErrors::default();
+        errors.invalid("patch", object.to_string(), why);
+        errors.into_status("", "", "")
+    })
 }
 
 /// Changes an object as a patch says.
@@ -223,8 +240,7 @@ pub(crate) fn declared(
 
 fn typed(resource: &Resource, config: &Value) -> Result<(), ApiStatus> {
     let found = managed::undeclared(config, resource.request_schema());
-    let lines: Vec<String> =
-        found.iter().map(|path| format!("{path}: field not declared in schema")).collect();
+    let lines = found.lines(|path| format!("{path}: field not declared in schema"));
     match &lines[..] {
         [] => Ok(()),
         [one] => Err(untyped(resource, config, one)),

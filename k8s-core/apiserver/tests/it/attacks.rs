@@ -3,7 +3,7 @@
 use k8s_apiserver::User;
 use serde_json::{Value, json};
 
-use crate::support::{ask_as, done, grant, server};
+use crate::support::{admin, ask_as, done, grant, server};
 
 const HERE: &str = "/api/v1/namespaces/default";
 const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1";
@@ -248,4 +248,39 @@ async fn a_pod_has_the_priority_and_preemption_of_its_class() {
         let message = answer.json()["message"].as_str().unwrap_or_default().to_owned();
         assert!(answer.status == 403 && message.ends_with(&why), "{more}: {} {message}", answer.status);
     }
+}
+
+/// Bodies of a long key with many problems below it: each problem's path would hold the key again.
+#[tokio::test]
+async fn problems_below_a_long_key_take_no_memory() {
+    let server = server().await;
+    let key = "A".repeat(1_000_000);
+    let twice: String = (0..20_000).map(|i| format!("\"a{i}\":0,\"a{i}\":0,")).collect();
+    let body = format!("{{\"spec\":{{}},\"{key}\":{{{}}}}}", twice.trim_end_matches(','));
+    let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let answer = admin(&server, "POST", reviews, "application/json", body).await;
+    assert_eq!(answer.status.as_u16(), 422);
+
+    let unknown: String = (0..20_000).map(|i| format!(",\"u{i}\":0")).collect();
+    let config = format!(
+        "{{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{{\"name\":\"p\"}},\"spec\":{{\"containers\":[{{\"name\":\"{key}\"{unknown}}}]}}}}"
+    );
+    let path = "/api/v1/namespaces/default/pods/p?fieldManager=m";
+    let answer = admin(&server, "PATCH", path, "application/apply-patch+yaml", config.clone()).await;
+    let message = answer.json()["message"].as_str().unwrap().to_owned();
+    assert!(
+        answer.status == 500 && message.ends_with("more") && message.len() < 1 << 20,
+        "{}",
+        message.len()
+    );
+    let created = admin(
+        &server,
+        "POST",
+        "/api/v1/namespaces/default/pods?fieldValidation=Strict",
+        "application/json",
+        config,
+    )
+    .await;
+    assert_eq!(created.status.as_u16(), 400);
+    assert!(created.json().to_string().len() < 1 << 20);
 }

@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::{Map, Value, json};
 
 use super::fields::{self, FieldSet, compare, element, key_default};
-use crate::{Kind, ListType, MAX_DEPTH, NodeId, Schema};
+use crate::{
+    Kind, ListType, MAX_DEPTH, NodeId, Schema,
+    paths::{self, Paths},
+};
 
 /// Field manager of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -356,13 +359,13 @@ fn ambiguous_at(
 /// use k8s_schema::{builtin, generate, patch::managed::undeclared};
 /// let schema = builtin(&[generate::<Pod>]).remove(0);
 /// let config = serde_json::json!({"spec": {"containers": [{"name": "c", "imagee": "i"}], "nodename": "n"}});
-/// assert_eq!(undeclared(&config, &schema), [r#".spec.containers[name="c"].imagee"#, ".spec.nodename"]);
+/// let found = undeclared(&config, &schema);
+/// assert_eq!(found.as_slice(), [r#".spec.containers[name="c"].imagee"#, ".spec.nodename"]);
 /// ```
 #[must_use]
-pub fn undeclared(config: &Value, schema: &Schema) -> Vec<String> {
-    let mut found = Vec::new();
+pub fn undeclared(config: &Value, schema: &Schema) -> Paths {
+    let mut found = Paths::default();
     undeclared_at(config, schema, schema.root_id(), &mut String::new(), 0, &mut found);
-    found.sort();
     found
 }
 
@@ -372,7 +375,7 @@ fn undeclared_at(
     node: NodeId,
     path: &mut String,
     depth: usize,
-    found: &mut Vec<String>,
+    found: &mut Paths,
 ) {
     if depth > MAX_DEPTH {
         return;
@@ -382,11 +385,11 @@ fn undeclared_at(
         (Value::Object(map), Kind::Object { preserve, .. }) => {
             for (name, value) in map {
                 path.push('.');
-                path.push_str(name);
+                path.push_str(paths::part(name));
                 match schema.child(node, name) {
                     Some(child) => undeclared_at(value, schema, child, path, depth + 1, found),
                     None if *preserve => {}
-                    None => found.push(path.clone()),
+                    None => found.push(path),
                 }
                 path.truncate(length);
             }
@@ -396,7 +399,8 @@ fn undeclared_at(
             for (i, value) in items.iter().enumerate() {
                 let id =
                     if *list_type == ListType::Atomic { None } else { element(value, list_type, &defaults) };
-                path.push_str(&id.map_or_else(|| format!("[{i}]"), |id| fields::shown(&id)));
+                let shown = id.map_or_else(|| format!("[{i}]"), |id| fields::shown(&id));
+                path.push_str(paths::part(&shown));
                 undeclared_at(value, schema, *item, path, depth + 1, found);
                 path.truncate(length);
             }

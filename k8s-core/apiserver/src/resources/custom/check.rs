@@ -9,7 +9,7 @@ mod pattern;
 use std::collections::{BTreeMap, HashSet};
 
 use k8s_schema::MAX_DEPTH;
-use pattern::Pattern;
+use pattern::{Pattern, Room};
 use serde_json::Value;
 
 use crate::{invalid::FieldErrors, value::array_at};
@@ -46,10 +46,10 @@ pub(super) struct Check {
 impl Check {
     /// Compiles a schema; errors of patterns are reported at their paths.
     pub(super) fn new(schema: &Value, path: &str, errors: &mut FieldErrors) -> Self {
-        Self::compile(schema, path, errors, 0)
+        Self::compile(schema, path, errors, &mut Room::default(), 0)
     }
 
-    fn compile(schema: &Value, path: &str, errors: &mut FieldErrors, depth: usize) -> Self {
+    fn compile(schema: &Value, path: &str, errors: &mut FieldErrors, room: &mut Room, depth: usize) -> Self {
         if depth > MAX_DEPTH {
             return Check::default();
         }
@@ -61,7 +61,7 @@ impl Check {
             array_at(schema, &format!("/{key}")).iter().filter_map(Value::as_str).map(str::to_owned).collect()
         };
         let pattern = schema.get("pattern").and_then(Value::as_str).and_then(|pattern| {
-            Pattern::new(pattern)
+            Pattern::new(pattern, room)
                 .map_err(|e| {
                     errors.invalid(
                         format!("{path}.pattern"),
@@ -71,22 +71,24 @@ impl Check {
                 })
                 .ok()
         });
-        let many = |key: &str, errors: &mut FieldErrors| -> Vec<Check> {
+        let many = |key: &str, errors: &mut FieldErrors, room: &mut Room| -> Vec<Check> {
             let all = array_at(schema, &format!("/{key}")).iter().enumerate();
-            all.map(|(i, s)| Self::compile(s, &format!("{path}.{key}[{i}]"), errors, depth + 1)).collect()
+            all.map(|(i, s)| Self::compile(s, &format!("{path}.{key}[{i}]"), errors, room, depth + 1))
+                .collect()
         };
-        let (all_of, any_of, one_of) = (many("allOf", errors), many("anyOf", errors), many("oneOf", errors));
-        let one = |key: &str, errors: &mut FieldErrors| {
+        let (all_of, any_of, one_of) =
+            (many("allOf", errors, room), many("anyOf", errors, room), many("oneOf", errors, room));
+        let one = |key: &str, errors: &mut FieldErrors, room: &mut Room| {
             let schema = schema.get(key).filter(|s| s.is_object())?;
-            Some(Box::new(Self::compile(schema, &format!("{path}.{key}"), errors, depth + 1)))
+            Some(Box::new(Self::compile(schema, &format!("{path}.{key}"), errors, room, depth + 1)))
         };
         let (not, rest, element) =
-            (one("not", errors), one("additionalProperties", errors), one("items", errors));
+            (one("not", errors, room), one("additionalProperties", errors, room), one("items", errors, room));
         let fields = schema.get("properties").and_then(Value::as_object).into_iter().flatten();
         let fields = fields
             .map(|(name, schema)| {
                 let path = format!("{path}.properties[{name}]");
-                (name.clone(), Self::compile(schema, &path, errors, depth + 1))
+                (name.clone(), Self::compile(schema, &path, errors, room, depth + 1))
             })
             .collect();
         Check {
@@ -274,7 +276,10 @@ impl Check {
         errors: &mut FieldErrors,
         depth: usize,
     ) {
-        let below = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        let below = |name: &str| {
+            let name = k8s_schema::paths::part(name);
+            if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+        };
         let length = map.len() as u64;
         if let Some(most) = self.properties.1.filter(|most| length > *most) {
             errors.too_many(path, length, most);

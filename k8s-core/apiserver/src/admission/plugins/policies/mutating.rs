@@ -189,7 +189,7 @@ async fn apply(
         after[field] = object[field].clone();
     }
     let found = resource.request_schema().normalize(&mut after, resource.custom);
-    if let Some(unknown) = found.unknown.first() {
+    if let Some(unknown) = found.unknown.as_slice().first() {
         return Err(format!("error applying patch: .{unknown}: field not declared in schema"));
     }
     match found.mismatches.first().filter(|_| resource.rules.is_none()) {

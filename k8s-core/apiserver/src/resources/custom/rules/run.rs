@@ -66,6 +66,7 @@ fn shown(path: &str) -> &str {
 }
 
 fn child(path: &str, name: &str) -> String {
+    let name = k8s_schema::paths::part(name);
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
