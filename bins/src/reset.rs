@@ -83,7 +83,7 @@ pub fn remove_telling(paths: &Paths, tell: impl Fn(&str)) -> Result<(), ClusterE
                 break;
             }
             let removed = match fs::symlink_metadata(entry) {
-                Ok(meta) if meta.is_dir() => fs::remove_dir_all(entry),
+                Ok(meta) if meta.is_dir() => k8s_runtime::beneath::remove_all(entry),
                 Ok(_) => fs::remove_file(entry),
                 // /run/NAME is root's alone: another user has made nothing there.
                 Err(e) if e.kind() == io::ErrorKind::PermissionDenied && entry == &paths.run => Ok(()),

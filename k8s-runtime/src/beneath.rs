@@ -22,6 +22,10 @@ use nix::sys::stat::{Mode, mkdirat};
 
 use crate::sys;
 
+mod removal;
+
+pub use removal::remove_all;
+
 /// Maximum number of `openat2` calls. It returns `EAGAIN` if a rename runs while it resolves `..`.
 const ATTEMPTS: u32 = 128;
 
@@ -122,8 +126,8 @@ impl Directory {
     }
 
     /// Returns a path of a directory entry that goes through the directory's descriptor, for calls that do
-    /// not follow a link there (`lstat`, `readlink`, `symlink`, `rename`, `unlink`, `fs::remove_dir_all`). It
-    /// is valid while the directory is open.
+    /// not follow a link there (`lstat`, `readlink`, `symlink`, `rename`, `unlink`, [`remove_all`]). It is
+    /// valid while the directory is open.
     ///
     /// # Errors
     /// `name` is not a single path component.

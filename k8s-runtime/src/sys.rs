@@ -35,6 +35,8 @@ pub(crate) const MOUNT_ATTR_NODEV: u64 = 0x4;
 pub(crate) const MOUNT_ATTR_NOEXEC: u64 = 0x8;
 /// `openat2`: resolve inside the directory; it is `/` for absolute links and for `..`.
 pub(crate) const RESOLVE_IN_ROOT: u64 = 0x10;
+/// `openat2`: do not cross a mount point.
+pub(crate) const RESOLVE_NO_XDEV: u64 = 0x01;
 /// `openat2`: do not follow `/proc` magic links.
 pub(crate) const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 /// `openat2`: do not follow symbolic links at all.

@@ -140,7 +140,7 @@ fn starts_read_only() -> Outcome {
     let log = || format!("the cluster's log: {}", cluster.log());
     n.expect(&["get", "pod", "p"], "", 0, "Running").map_err(|e| format!("{e:?}; {}", log()))?;
     n.until(&["exec", "p", "--", "echo", "adopted"], "adopted", 10)?;
-    // The node frees what it can meanwhile (images without a container, old logs), so the disk is filled again.
+    // The node frees what it can meanwhile (images without a container, old logs): the disk is filled again.
     until("a write is refused, and /readyz says why", Duration::from_secs(30), || {
         fill(&mut file);
         let ask = |arguments: &[&str]| n.run(arguments, "").map_err(|e| format!("{e:?}"));

@@ -91,8 +91,8 @@
 //!    ready, and then at once.
 //! 2. Names, uids, addresses, delays and faults follow from the seed. The same seed gives the same run, to
 //!    the last byte of its trace.
-//! 3. Requests take no virtual time, up to a thousand at once; then a program under test gets a hundred a second,
-//!    so that two that undo each other's writes cannot stop the clock.
+//! 3. Requests take no virtual time, up to a thousand at once; then a program under test gets a hundred a
+//!    second, so that two that undo each other's writes cannot stop the clock.
 //! 4. When a run ends, everything that it started has ended.
 //!
 //! Not here: real containers, kubelets, networks (`hyperkube`'s `Cluster` has those).

@@ -93,19 +93,20 @@
 //! - makes its client in `main` by `Client::try_default()`: start it as a process, with
 //!   [`TestCluster::listen`](crate::TestCluster::listen) and [`Listening::command`](crate::Listening::command),
 //!   or with the crate `k8s-envtest`.
-//! - retries after minutes (`error_policy`): [`settle`](crate::Running::settle) waits up to ten minutes for the
-//!   repetition of a request that a fault hit ([`Lab::retries`](crate::Lab::retries)). For timers of other kinds
-//!   set [`Lab::calm`](crate::Lab::calm).
+//! - retries after minutes (`error_policy`): [`settle`](crate::Running::settle) waits up to ten minutes for
+//!   the repetition of a request that a fault hit ([`Lab::retries`](crate::Lab::retries)). For timers of
+//!   other kinds set [`Lab::calm`](crate::Lab::calm).
 //! - repairs by a requeue what a lost deletion left (`Action::requeue`): [`sleep`](crate::Running::sleep) past
 //!   it before you assert. After a relist kube's watchers do not tell of a child that was deleted meanwhile.
 //! - ends its process when its first list fails: no faults strike before it;
-//!   [`Faults::before_first_list`](crate::Faults::before_first_list) asks for them. A run whose process is ended
-//!   is printed with its seed, and fails.
+//!   [`Faults::before_first_list`](crate::Faults::before_first_list) asks for them. A run whose process is
+//!   ended is printed with its seed, and fails.
 //! - reads `SystemTime`, chrono or jiff: they show the lab's time (feature `wall-clock`, on by default), so
 //!   leases expire and ages grow.
 //! - has a chart with a ClusterRole: `.role(include_str!("../charts/rbac.yaml"))` runs it under that role
 //!   ([`Lab::role`](crate::Lab::role)). The first 403 fails with the missing rule.
-//! - makes Deployments, Jobs, dependents: add the [`controllers`](crate::controllers) that it needs, and nodes.
+//! - makes Deployments, Jobs, dependents: add the [`controllers`](crate::controllers) that it needs, and
+//!   nodes.
 //! - has types without our traits: [`get_as`](crate::Running::get_as), [`list_as`](crate::Running::list_as),
 //!   [`create_any`](crate::Running::create_any), [`Lab::manifest`](crate::Lab::manifest).
 //!

@@ -4,7 +4,8 @@
 //! them to one object after the other.
 //!
 //! Guarantees: a Stage that uses what is not supported is refused whole, by its condition `Accepted` with the
-//! field and the place. A Stage cannot make the simulation stop: evaluation is bounded.
+//! field and the place. A Stage cannot make the simulation stop: the operations, the nesting, the values
+//! and the output of each evaluation are bounded.
 //! Not here: CEL, `apply` steps, impersonation, kinds other than Pod and Node.
 
 pub(crate) mod drive;

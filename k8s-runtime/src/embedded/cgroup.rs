@@ -335,27 +335,37 @@ impl Cgroups {
     }
 }
 
+/// Kills what is in the group and its children, and removes them. No recursion: a container may nest groups
+/// deeper than the stack allows.
 fn remove_tree(directory: &Path) -> io::Result<()> {
-    match fs::remove_dir(directory) {
-        Ok(()) => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(_) => {}
-    }
-    if fs::write(directory.join("cgroup.kill"), "1").is_err() {
-        for line in fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default().lines() {
-            if let Some(pid) = line.parse().ok().filter(|pid| *pid > 0) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
+    // Groups, and whether their children were removed before. The last one is handled first.
+    let mut pending = vec![(directory.to_owned(), false)];
+    while let Some((directory, childless)) = pending.pop() {
+        match fs::remove_dir(&directory) {
+            Ok(()) => continue,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) if childless => return Err(e),
+            Err(_) => {}
+        }
+        if fs::write(directory.join("cgroup.kill"), "1").is_err() {
+            kill_all(&directory.join("cgroup.procs"));
+        }
+        let children = fs::read_dir(&directory)?;
+        pending.push((directory, true));
+        for entry in children.flatten() {
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                pending.push((entry.path(), false));
             }
         }
     }
-    for entry in fs::read_dir(directory)?.flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_tree(&entry.path())?;
+    Ok(())
+}
+
+fn kill_all(list: &Path) {
+    for line in fs::read_to_string(list).unwrap_or_default().lines() {
+        if let Some(pid) = line.parse().ok().filter(|pid| *pid > 0) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL);
         }
-    }
-    match fs::remove_dir(directory) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
     }
 }
 

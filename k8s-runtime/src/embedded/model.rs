@@ -23,8 +23,11 @@ use super::{
     protocol::{ContainerRecord, Message, Reply, Request, SandboxRecord, read_json, write_json},
     sandbox_files,
 };
-use crate::api::{
-    ContainerId, ContainerState, ContainerStatus, RuntimeError, RuntimeEvent, SandboxId, SandboxStatus,
+use crate::{
+    api::{
+        ContainerId, ContainerState, ContainerStatus, RuntimeError, RuntimeEvent, SandboxId, SandboxStatus,
+    },
+    beneath,
 };
 
 /// Timeout for a shim's answer at adoption.
@@ -246,7 +249,7 @@ impl Model {
             let dir = entry.path();
             let Ok(record) = read_json::<SandboxRecord>(&dir.join("sandbox.json")) else {
                 // Its creation was interrupted before anything but the directory existed.
-                let _ = std::fs::remove_dir_all(&dir);
+                let _ = beneath::remove_all(&dir);
                 continue;
             };
             self.adopt_one(dir, record).await?;
@@ -259,7 +262,7 @@ impl Model {
         let mut containers = BTreeMap::new();
         for entry in std::fs::read_dir(dir.join("c")).into_iter().flatten().flatten() {
             let Ok(record) = read_json::<ContainerRecord>(&entry.path().join("container.json")) else {
-                let _ = std::fs::remove_dir_all(entry.path());
+                let _ = beneath::remove_all(&entry.path());
                 continue;
             };
             let state = read_json(&entry.path().join("state.json")).unwrap_or(ContainerState::Created);

@@ -3,6 +3,7 @@
 use std::{fs, io, path::Path, path::PathBuf, time::Duration};
 
 use super::{EmbeddedConfig, cgroup::Cgroups, config_file, protocol::read_json, sandbox_files::unmount};
+use crate::beneath;
 
 /// Maximum wait for killed processes to exit.
 const CGROUP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -50,7 +51,7 @@ pub fn reset(root: &Path) -> io::Result<()> {
         note(unmount(&mount));
     }
     for directory in [config.run.join("netns"), config.run.join("shm"), config.sandboxes()] {
-        note(fs::remove_dir_all(directory));
+        note(beneath::remove_all(&directory));
     }
     // The directory may contain files of others.
     let _ = fs::remove_dir(&config.run);

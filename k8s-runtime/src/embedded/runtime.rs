@@ -28,6 +28,7 @@ use crate::{
         Requests, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus,
         Stream,
     },
+    beneath,
     images::ResolvedImage,
 };
 
@@ -206,7 +207,7 @@ impl Runtime for Embedded {
             }
             Err(error) => {
                 let _ = sandbox_files::release(&record, &self.cgroups);
-                let _ = std::fs::remove_dir_all(&dir);
+                let _ = beneath::remove_all(&dir);
                 Err(error)
             }
         }
@@ -242,7 +243,7 @@ impl Runtime for Embedded {
         // Check all resources again: the shim may have died, or the clean-up may run at the same time.
         blocking(move || {
             sandbox_files::release_by_force(&record, &cgroups, &all)?;
-            match std::fs::remove_dir_all(&dir) {
+            match beneath::remove_all(&dir) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
                 _ => Ok(()),
             }

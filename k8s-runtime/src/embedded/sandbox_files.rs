@@ -8,6 +8,7 @@ use std::{fs, io, path::Path, time::Duration};
 use nix::mount::{MntFlags, umount2};
 
 use super::{cgroup::Cgroups, protocol::SandboxRecord};
+use crate::beneath;
 
 fn named(context: &str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     let context = format!("{context} {path:?}");
@@ -62,5 +63,5 @@ pub(crate) fn release_by_force(
 /// Removes a container's files. Its log is elsewhere and stays.
 pub(crate) fn remove_container(dir: &Path, id: &str) -> io::Result<()> {
     let own = dir.join("c").join(id);
-    absent_is_fine(fs::remove_dir_all(&own)).map_err(named("remove", &own))
+    absent_is_fine(beneath::remove_all(&own)).map_err(named("remove", &own))
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     api::{ImageInfo, Images, RuntimeError},
-    json, private_directory,
+    beneath, json, private_directory,
 };
 
 /// Scratch directories older than this were left by a crash.
@@ -125,7 +125,7 @@ impl ImageStore {
         for entry in fs::read_dir(&tmp).map_err(RuntimeError::io(context()))?.flatten() {
             let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
             if age.is_some_and(|age| age > STALE) {
-                let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
+                let _ = beneath::remove_all(&entry.path()).or_else(|_| fs::remove_file(entry.path()));
             }
         }
         let (registries, user_agent) = (Registries::default(), USER_AGENT.to_owned());
@@ -415,7 +415,7 @@ impl ImageStore {
         for diff_id in unused {
             state.index.layers.remove(&diff_id);
             if let Ok(name) = layer_name(&diff_id)
-                && let Err(error) = fs::remove_dir_all(self.dir.join("layers").join(name))
+                && let Err(error) = beneath::remove_all(&self.dir.join("layers").join(name))
             {
                 tracing::warn!(%error, diff_id, "remove an unused layer");
             }
@@ -468,7 +468,7 @@ pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        let _ = beneath::remove_all(&self.0);
     }
 }
 

@@ -23,7 +23,7 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
-use crate::{inroot, sys};
+use crate::{beneath, inroot, sys};
 
 /// A reader that hashes and counts the bytes it passes on.
 pub(crate) struct Hashing<R> {
@@ -211,7 +211,7 @@ fn clear(parent: &OwnedFd, name: &OsStr, keep_directory: bool) -> io::Result<()>
     let Ok(meta) = fs::symlink_metadata(&path) else { return Ok(()) };
     match (meta.is_dir(), keep_directory) {
         (true, true) => Ok(()),
-        (true, false) => fs::remove_dir_all(path),
+        (true, false) => beneath::remove_all(&path),
         (false, _) => fs::remove_file(path),
     }
 }

@@ -4,7 +4,8 @@
 //! the volume, and removes it when [`LocalPath::delete`] asks it to, through the API server's proxy to nodes
 //! (`DELETE /api/v1/nodes/NODE/proxy/localVolumes/HANDLE`).
 //!
-//! Guarantee: a volume removes no directory but that of its own name.
+//! Guarantee: a volume removes no directory but that of its own name, and its request goes nowhere but to the
+//! kubelet's own port of a node: names with `:` or `/` are refused before anything is sent.
 //! Not here: limits. The capacity is recorded and not enforced.
 
 use std::collections::BTreeMap;
@@ -26,8 +27,12 @@ use super::{Failure, Provisioner, Wanted};
 pub const DRIVER: &str = "local-path.hyperkube.dev";
 /// Attribute of a volume with the name of its node.
 const NODE: &str = "node";
-/// Most bytes of a directory's name. File systems allow 255.
+/// Most bytes of the name of a directory that the driver makes.
 const LONGEST: usize = 200;
+/// Most bytes of a directory's name on a file system.
+const LONGEST_NAME: usize = 255;
+/// Most bytes of a node's name.
+const LONGEST_NODE: usize = 253;
 
 /// The driver of the class `local-path`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -117,7 +122,28 @@ fn spec(wanted: &Wanted<'_>) -> Result<PersistentVolumeSpec, Failure> {
     })
 }
 
+/// Returns true for a name of a node. Others, such as `node:6443`, mean other ports to the proxy.
+fn is_subdomain(name: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.iter().all(|c| inner(*c) || *c == b'-')
+            && bytes.first().is_some_and(|c| inner(*c))
+            && bytes.last().is_some_and(|c| inner(*c))
+    };
+    name.len() <= LONGEST_NODE && name.split('.').all(label)
+}
+
+/// Returns true for what can be the name of a directory.
+fn is_directory(name: &str) -> bool {
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    !name.is_empty() && name.len() <= LONGEST_NAME && !name.starts_with('.') && name.chars().all(valid)
+}
+
 /// Returns the path of the request that removes a volume's directory. `None`: it has no node.
+///
+/// # Errors
+/// The volume was written by hand, and names what is not its own.
 fn target(volume: &PersistentVolume) -> Result<Option<String>, Failure> {
     let Some(csi) = volume.spec.as_ref().and_then(|spec| spec.csi.as_ref()) else {
         return Err(Failure::again("spec.csi: the volume has another source"));
@@ -129,7 +155,21 @@ fn target(volume: &PersistentVolume) -> Result<Option<String>, Failure> {
             format!("spec.csi.volumeHandle: {handle:?} is not the directory of volume {:?}", volume.name());
         return Err(Failure::again(why));
     }
+    if !is_directory(handle) {
+        let why = format!(
+            "spec.csi.volumeHandle: {handle:?} is not the name of a directory: at most \
+             {LONGEST_NAME} letters, digits, '-', '_' and '.', and no '.' first"
+        );
+        return Err(Failure::again(why));
+    }
     let node = csi.volume_attributes.as_ref().and_then(|all| all.get(NODE));
+    if let Some(node) = node.filter(|node| !is_subdomain(node)) {
+        let why = format!(
+            "spec.csi.volumeAttributes[{NODE}]: {node:?} is not the name of a node: \
+             lower case letters, digits, '-' and '.'"
+        );
+        return Err(Failure::again(why));
+    }
     let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
     Ok(node.map(|node| format!("/api/v1/nodes/{}/proxy/localVolumes/{}", encoded(node), encoded(handle))))
 }
@@ -182,6 +222,38 @@ mod tests {
         let mut other = spec.clone();
         other.csi.as_mut().unwrap().volume_handle = "../pvc-u_a".into();
         assert!(target(&volume("pvc-u", &other)).is_err());
+    }
+
+    #[test]
+    fn a_request_goes_to_a_node_and_its_kubelet_only() {
+        let volume = |name: &str, node: &str, handle: &str| -> PersistentVolume {
+            let csi = json!({"driver": DRIVER, "volumeHandle": handle, "volumeAttributes": {"node": node}});
+            serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"csi": csi}})).unwrap()
+        };
+        let long = format!("v_{}", "a".repeat(254));
+        for (node, handle, field) in [
+            ("vm:6443", "v_a", "volumeAttributes[node]"),
+            ("https:vm:6443", "v_a", "volumeAttributes[node]"),
+            ("vm/proxy", "v_a", "volumeAttributes[node]"),
+            ("..", "v_a", "volumeAttributes[node]"),
+            ("", "v_a", "volumeAttributes[node]"),
+            ("VM", "v_a", "volumeAttributes[node]"),
+            ("vm-", "v_a", "volumeAttributes[node]"),
+            ("vm%3A1", "v_a", "volumeAttributes[node]"),
+            (&"a".repeat(254), "v_a", "volumeAttributes[node]"),
+            ("vm", "v_a/../b", "volumeHandle"),
+            ("vm", "v_a?x", "volumeHandle"),
+            ("vm", "v_%2F", "volumeHandle"),
+            ("vm", "v_\0", "volumeHandle"),
+            ("vm", &long, "volumeHandle"),
+        ] {
+            let failure = target(&volume("v", node, handle)).unwrap_err();
+            assert!(failure.to_string().contains(field), "{node} {handle}: {failure}");
+            assert!(!failure.elsewhere, "{failure}");
+        }
+        assert!(target(&volume(".v", "vm", ".v_a")).is_err(), "hidden directories are the kubelet's own");
+        let path = target(&volume("v", "vm-0.x", "v_a_B.c")).unwrap();
+        assert_eq!(path.as_deref(), Some("/api/v1/nodes/vm%2D0%2Ex/proxy/localVolumes/v%5Fa%5FB%2Ec"));
     }
 
     #[test]

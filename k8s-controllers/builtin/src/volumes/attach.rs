@@ -9,6 +9,7 @@
 //! 2. A volume that the kubelet has mounted is not detached, except from a node that is out of service,
 //!    or not ready for six minutes.
 //! 3. The node's status does not list a volume any more before its attachment is deleted.
+//! 4. An attachment with a name that no such controller gives is left alone.
 
 mod plan;
 
@@ -76,6 +77,13 @@ fn nodes_of(caches: &Caches, claim: &PersistentVolumeClaim) -> Vec<ObjectKey> {
     pods.iter().filter(uses).map(|pod| ObjectKey::new("", pods::node_name(pod))).collect()
 }
 
+/// Returns the attachments that controllers like this one made. Those of others are left alone.
+fn own(caches: &Caches) -> Vec<Arc<VolumeAttachment>> {
+    let mut all = caches.of::<VolumeAttachment>().list();
+    all.retain(|attachment| plan::is_own_name(attachment.name()));
+    all
+}
+
 /// Times since when volumes are not needed, by node and volume.
 #[derive(Default)]
 struct Attacher {
@@ -105,7 +113,7 @@ impl Attacher {
             is_attached_by: &|driver| {
                 drivers.get("", driver).is_none_or(|driver| driver.spec.attach_required.unwrap_or(true))
             },
-            attachments: &caches.of::<VolumeAttachment>().list(),
+            attachments: &own(caches),
             unwanted: &since,
         }
         .plan();
@@ -150,7 +158,7 @@ impl Reconcile for Attacher {
     /// Detaches the volumes of a node that does not exist, after the time in which it may come back.
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {
         let (node, now) = (&cx.key().name, cx.clock().now());
-        let mut all = cx.caches().of::<VolumeAttachment>().list();
+        let mut all = own(cx.caches());
         all.retain(|attachment| attachment.spec.node_name == *node && !attachment.is_deleting());
         let (mut due, mut waits) = (Vec::new(), false);
         {

@@ -16,7 +16,8 @@
 //! within the resolution. Nothing runs while nobody asks.
 //!
 //! Guarantees: memory and time are bounded, whatever pods answer ([`MOST_BYTES`] and others); a pod that
-//! fails is left out. A question about a namespace reads no pod of another.
+//! fails is left out. A question about a namespace reads no pod of another, and drops the readings that
+//! nobody asked for during ten minutes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -51,6 +52,9 @@ const MOST_BYTES: usize = 1 << 20;
 const MOST_BYTES_ALL: usize = 16 << 20;
 /// Namespaces whose readings are kept.
 const MOST_NAMESPACES: usize = 32;
+/// Time after which readings that nobody asks for are dropped, at the next question about any namespace. They
+/// make no rate then, because it is longer than [`WINDOW`].
+const KEPT: Duration = Duration::from_secs(600);
 /// Pods that are read at the same time.
 const AT_ONCE: usize = 16;
 /// Longest wait for a pod, and for all pods of a namespace.
@@ -126,6 +130,7 @@ impl Scraper {
     fn space(&self, namespace: &str) -> Arc<tokio::sync::Mutex<Readings>> {
         let now = self.clock.now();
         let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
+        spaces.retain(|_, space| since(now, space.asked) <= KEPT);
         if spaces.len() >= MOST_NAMESPACES && !spaces.contains_key(namespace) {
             let oldest = spaces.iter().min_by_key(|(name, space)| (space.asked, name.to_string()));
             if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
@@ -460,6 +465,31 @@ mod tests {
             let want = want.map(|rest| format!("{base}{rest}"));
             assert_eq!(of(annotations.clone()), want, "{annotations}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn readings_that_nobody_asks_for_are_dropped() {
+        let clock = Clock::starting_at(Timestamp::UNIX_EPOCH);
+        let scraper = Scraper::new(Duration::from_secs(15), clock.clone());
+        let known = || {
+            let spaces = scraper.spaces.lock().unwrap();
+            let mut names: Vec<String> = spaces.keys().cloned().collect();
+            names.sort();
+            names.join(" ")
+        };
+        let asked = |namespace: &str| drop(scraper.space(namespace));
+        asked("a");
+        asked("b");
+        clock.sleep(KEPT / 2).await;
+        asked("b");
+        clock.sleep(KEPT / 2 + Duration::from_secs(1)).await;
+        assert_eq!(known(), "a b");
+        asked("c");
+        assert_eq!(known(), "b c");
+        clock.sleep(KEPT * 2).await;
+        // The one that is asked for is new again.
+        asked("b");
+        assert_eq!(known(), "b");
     }
 
     #[test]

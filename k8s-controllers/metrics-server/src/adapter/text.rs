@@ -4,6 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 /// Most series of one text.
 const MOST_SERIES: usize = 5_000;
+/// Most labels of one series.
+const MOST_LABELS: usize = 64;
+/// Most labels of all series of one text.
+const MOST_LABELS_ALL: usize = 50_000;
 
 /// A series of a metric and its value now.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,16 +26,18 @@ pub(super) enum TextError {
     Line { line: usize, why: &'static str },
     #[error("more than {MOST_SERIES} series")]
     TooMany,
+    #[error("more than {MOST_LABELS_ALL} labels")]
+    TooManyLabels,
 }
 
 /// Parses a text. Buckets of histograms and quantiles of summaries are left out: they have no sum. Their
 /// `_count` and `_sum` are counters.
 ///
 /// # Errors
-/// A line that is not of the format, or too many series.
+/// A line that is not of the format, too many series, or too many labels of one series or of all.
 pub(super) fn parse(text: &str) -> Result<Vec<Series>, TextError> {
     let mut kinds: HashMap<&str, &str> = HashMap::new();
-    let mut all = Vec::new();
+    let (mut all, mut labels) = (Vec::new(), 0);
     for (at, line) in text.lines().enumerate() {
         let line = line.trim();
         if let Some(comment) = line.strip_prefix('#') {
@@ -57,6 +63,10 @@ pub(super) fn parse(text: &str) -> Result<Vec<Series>, TextError> {
         }
         if all.len() == MOST_SERIES {
             return Err(TextError::TooMany);
+        }
+        labels += series.labels.len();
+        if labels > MOST_LABELS_ALL {
+            return Err(TextError::TooManyLabels);
         }
         all.push(series);
     }
@@ -90,10 +100,14 @@ fn sample(line: &str) -> Result<Series, &'static str> {
     if !is_name(name) {
         return Err("the name of a metric has other characters than letters, digits, '_' and ':'");
     }
-    let mut labels = BTreeMap::new();
+    let (mut labels, mut count) = (BTreeMap::new(), 0);
     if let Some(inner) = rest.trim_start().strip_prefix('{') {
         rest = inner.trim_start();
         while !rest.starts_with('}') {
+            count += 1;
+            if count > MOST_LABELS {
+                return Err("a series with more than 64 labels");
+            }
             let (label, after) = rest.split_once('=').ok_or("a label without '='")?;
             if !is_name(label.trim()) {
                 return Err("the name of a label has other characters than letters, digits and '_'");
@@ -202,6 +216,25 @@ untyped NaN
         }
         let many: String = (0..=MOST_SERIES).map(|i| format!("a{{i=\"{i}\"}} 1\n")).collect();
         assert_eq!(parse(&many), Err(TextError::TooMany));
+    }
+
+    #[test]
+    fn labels_are_bounded() {
+        let series = |labels: usize, at: usize| {
+            let all: Vec<String> = (0..labels).map(|i| format!("l{i}=\"\"")).collect();
+            format!("a{{at=\"{at}\",{}}} 1\n", all.join(","))
+        };
+        let most = MOST_LABELS - 1;
+        assert_eq!(parse(&series(most, 0)).unwrap()[0].labels.len(), MOST_LABELS);
+        let refused = parse(&format!("b 1\n{}", series(most + 1, 0))).unwrap_err();
+        assert_eq!(refused.to_string(), "line 2: a series with more than 64 labels");
+        // One label many times is many labels.
+        let same = format!("a{{{}}} 1", "x=\"\",".repeat(MOST_LABELS + 1));
+        assert!(parse(&same).is_err());
+        let text: String = (0..MOST_LABELS_ALL / 50).map(|at| series(49, at)).collect();
+        assert_eq!(parse(&text).unwrap().len(), MOST_LABELS_ALL / 50);
+        let refused = parse(&format!("{text}a{{b=\"c\"}} 1")).unwrap_err();
+        assert_eq!(refused.to_string(), "more than 50000 labels");
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use k8s_core::meta::ObjectExt;
 use k8s_net::pod::{HostPort, PodAttachment};
-use k8s_runtime::{RuntimeError, SandboxId, SandboxSpec, SandboxStatus};
+use k8s_runtime::{RuntimeError, SandboxId, SandboxSpec, SandboxStatus, beneath};
 
 use super::{admit, records::keys};
 use crate::{cgroups, context::Context, dns, resources, types::*, volumes};
@@ -176,7 +176,7 @@ pub(crate) async fn take_down(
     };
     volumes::cleanup::remove_pod_dir(&dir).map_err(|e| e.to_string())?;
     if extent == Extent::Remove {
-        match fs::remove_dir_all(&files.logs) {
+        match beneath::remove_all(&files.logs) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(format!("remove {:?}: {e}", files.logs));
             }

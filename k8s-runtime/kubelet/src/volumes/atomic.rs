@@ -17,7 +17,7 @@ use std::{
         fd::AsFd,
         unix::fs::{PermissionsExt, fchown, symlink},
     },
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use k8s_runtime::beneath::{self, Directory};
@@ -91,7 +91,7 @@ fn replace(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
     fs::rename(&tmp, root.entry(DATA)?)?;
     show(&root, files)?;
     if let Some(old) = old {
-        match fs::remove_dir_all(root.entry(old)?) {
+        match beneath::remove_all(&root.entry(old)?) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
@@ -134,15 +134,21 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 /// Returns `true` if the directory contains exactly these files with these contents.
 fn same(dir: &Directory, files: &Files) -> bool {
-    // Levels deeper than the deepest expected file are not read.
-    fn count(dir: &Directory, depth: usize) -> Option<usize> {
+    // Levels deeper than the deepest expected file are not read. No recursion: a path may have 2000 parts.
+    fn count(root: &Directory, deepest: usize) -> Option<usize> {
         let mut found = 0_usize;
-        for name in dir.names().ok()? {
-            let directory = fs::symlink_metadata(dir.entry(&name).ok()?).ok()?.is_dir();
-            found += match directory {
-                true => count(&dir.directory(Path::new(&name)).ok()?, depth.checked_sub(1)?)?,
-                false => 1,
-            };
+        let mut pending = vec![(PathBuf::new(), 0)];
+        while let Some((path, depth)) = pending.pop() {
+            let dir = root.directory(&path).ok()?;
+            for name in dir.names().ok()? {
+                if !fs::symlink_metadata(dir.entry(&name).ok()?).ok()?.is_dir() {
+                    found += 1;
+                } else if depth < deepest {
+                    pending.push((path.join(&name), depth + 1));
+                } else {
+                    return None;
+                }
+            }
         }
         Some(found)
     }

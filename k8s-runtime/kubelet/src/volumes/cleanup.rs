@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use k8s_runtime::beneath;
 use nix::mount::MntFlags;
 
 use super::VolumeError;
@@ -60,7 +61,7 @@ pub(crate) fn remove_pod_dir(dir: &Path) -> Result<(), VolumeError> {
     if let Some(left) = mounts_below(&dir)?.first() {
         return Err(VolumeError::Other(format!("{left:?} is still mounted")));
     }
-    match fs::remove_dir_all(&dir) {
+    match beneath::remove_all(&dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(VolumeError::io("remove", &dir)(e)),
         _ => Ok(()),
     }

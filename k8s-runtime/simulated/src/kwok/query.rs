@@ -1,13 +1,29 @@
 //! The part of jq that keys of Stages use: paths, iteration, `select`, comparisons, `and`, `or`, `not`,
 //! `length`, `//`, literals, parentheses and `|`.
 //!
-//! Guarantees: a query of any text is parsed or refused with its place; nesting is bounded. As in kwok, an
-//! error while it is evaluated (iteration of null) yields no values, and null is no value.
+//! Guarantees: a query of any text is parsed or refused with its place. Its nesting, its operations and the
+//! values that it makes are bounded ([`DEEPEST`], [`MOST_OPERATIONS`], [`MOST_VALUES`]). Evaluation copies
+//! nothing of the object. As in kwok, an error while it is evaluated (iteration of null, too many values)
+//! yields no values, and null is no value.
+
+use std::borrow::Cow;
 
 use serde_json::Value;
 
-/// Deepest nesting of a query.
+/// Deepest nesting of parentheses.
 const DEEPEST: usize = 64;
+/// Most operations of a query. Each can be nested in the next, so this bounds recursion too.
+const MOST_OPERATIONS: usize = 256;
+/// Most values that the operations of one evaluation make together.
+const MOST_VALUES: usize = 10_000;
+/// What the comparison of two lists or objects costs, in values.
+const COMPARISON: usize = 100;
+/// Characters of a text that a refusal repeats.
+const SHOWN: usize = 60;
+
+static NULL: Value = Value::Null;
+static TRUE: Value = Value::Bool(true);
+static FALSE: Value = Value::Bool(false);
 
 /// A parsed query.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,14 +58,17 @@ enum Op {
     Or,
 }
 
-/// A value cannot be used as the query wants.
+/// A value cannot be used as the query wants, or there are too many.
 struct Failed;
+
+/// A part of the object or of the query; owned numbers are lengths.
+type Found<'a> = Cow<'a, Value>;
 
 impl Query {
     /// # Errors
     /// The text is not of the supported part; the message has the place.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let mut parser = Parser { text, at: 0, depth: 0 };
+        let mut parser = Parser { text, at: 0, depth: 0, operations: 0 };
         let term = parser.pipe()?;
         parser.space();
         if parser.at < text.len() {
@@ -59,8 +78,12 @@ impl Query {
     }
 
     /// Returns the values that are not null; none after an error.
-    pub(crate) fn values(&self, input: &Value) -> Vec<Value> {
-        let mut all = run(&self.0, input).unwrap_or_default();
+    pub(crate) fn values<'a>(&'a self, input: &'a Value) -> Vec<Cow<'a, Value>> {
+        let mut evaluation = Evaluation { left: MOST_VALUES, exhausted: false };
+        let mut all = evaluation.run(&self.0, input).unwrap_or_default();
+        if evaluation.exhausted {
+            return Vec::new();
+        }
         all.retain(|value| !value.is_null());
         all
     }
@@ -70,64 +93,174 @@ fn truthy(value: &Value) -> bool {
     !matches!(value, Value::Null | Value::Bool(false))
 }
 
-fn each(values: Vec<Value>, f: impl Fn(&Value) -> Result<Vec<Value>, Failed>) -> Result<Vec<Value>, Failed> {
-    let mut all = Vec::new();
-    for value in &values {
-        all.extend(f(value)?);
-    }
-    Ok(all)
+fn truth(holds: bool) -> Found<'static> {
+    Cow::Borrowed(if holds { &TRUE } else { &FALSE })
 }
 
-fn run(term: &Term, input: &Value) -> Result<Vec<Value>, Failed> {
-    Ok(match term {
-        Term::This => vec![input.clone()],
-        Term::Literal(value) => vec![value.clone()],
-        Term::Field(of, name) => each(run(of, input)?, |value| match value {
-            Value::Null => Ok(vec![Value::Null]),
-            Value::Object(map) => Ok(vec![map.get(name).cloned().unwrap_or_default()]),
-            _ => Err(Failed),
-        })?,
-        Term::Index(of, at) => each(run(of, input)?, |value| match value {
-            Value::Null => Ok(vec![Value::Null]),
-            Value::Array(list) => {
-                let length = i64::try_from(list.len()).unwrap_or(i64::MAX);
-                let at = if *at < 0 { length + at } else { *at };
-                Ok(vec![usize::try_from(at).ok().and_then(|at| list.get(at)).cloned().unwrap_or_default()])
+struct Evaluation {
+    /// Values that may still be made.
+    left: usize,
+    /// More were wanted. Neither `?` nor `//` makes up for it.
+    exhausted: bool,
+}
+
+impl Evaluation {
+    fn charge(&mut self, values: usize) -> Result<(), Failed> {
+        match self.left.checked_sub(values) {
+            Some(left) if !self.exhausted => {
+                self.left = left;
+                Ok(())
             }
-            _ => Err(Failed),
-        })?,
-        Term::Each(of) => each(run(of, input)?, |value| match value {
-            Value::Array(list) => Ok(list.clone()),
-            Value::Object(map) => Ok(map.values().cloned().collect()),
-            _ => Err(Failed),
-        })?,
-        Term::Try(of) => run(of, input).unwrap_or_default(),
-        Term::Pipe(first, then) => each(run(first, input)?, |value| run(then, value))?,
-        Term::Either(first, other) => {
-            let found: Vec<Value> =
-                run(first, input).unwrap_or_default().into_iter().filter(truthy).collect();
-            if found.is_empty() { run(other, input)? } else { found }
+            _ => {
+                self.exhausted = true;
+                Err(Failed)
+            }
         }
-        Term::Both(left, op, right) => {
-            let rights = run(right, input)?;
-            each(run(left, input)?, |left| {
-                Ok(rights.iter().map(|right| Value::Bool(holds(left, *op, right))).collect())
-            })?
+    }
+
+    fn one<'a>(&mut self, value: &'a Value) -> Result<Vec<Found<'a>>, Failed> {
+        self.charge(1)?;
+        Ok(vec![Cow::Borrowed(value)])
+    }
+
+    fn run<'a>(&mut self, term: &'a Term, input: &'a Value) -> Result<Vec<Found<'a>>, Failed> {
+        match term {
+            Term::This => self.one(input),
+            Term::Literal(value) => self.one(value),
+            Term::Field(of, name) => self.parts(of, input, |value| match value {
+                Value::Null => Ok(&NULL),
+                Value::Object(map) => Ok(map.get(name).unwrap_or(&NULL)),
+                _ => Err(Failed),
+            }),
+            Term::Index(of, at) => self.parts(of, input, |value| match value {
+                Value::Null => Ok(&NULL),
+                Value::Array(list) => {
+                    let length = i64::try_from(list.len()).unwrap_or(i64::MAX);
+                    let at = if *at < 0 { length + at } else { *at };
+                    Ok(usize::try_from(at).ok().and_then(|at| list.get(at)).unwrap_or(&NULL))
+                }
+                _ => Err(Failed),
+            }),
+            Term::Each(of) => {
+                let mut all = Vec::new();
+                for value in self.run(of, input)? {
+                    // What is owned is a number.
+                    let Cow::Borrowed(value) = value else { return Err(Failed) };
+                    match value {
+                        Value::Array(list) => {
+                            self.charge(list.len())?;
+                            all.extend(list.iter().map(Cow::Borrowed));
+                        }
+                        Value::Object(map) => {
+                            self.charge(map.len())?;
+                            all.extend(map.values().map(Cow::Borrowed));
+                        }
+                        _ => return Err(Failed),
+                    }
+                }
+                Ok(all)
+            }
+            Term::Try(of) => Ok(self.run(of, input).unwrap_or_default()),
+            Term::Pipe(first, then) => self.pipe(first, then, input),
+            Term::Either(first, other) => {
+                let mut found = self.run(first, input).unwrap_or_default();
+                found.retain(|value| truthy(value));
+                if found.is_empty() { self.run(other, input) } else { Ok(found) }
+            }
+            Term::Both(left, op, right) => self.both(left, *op, right, input),
+            Term::Select(condition) => {
+                let chosen = self.run(condition, input)?.iter().filter(|value| truthy(value)).count();
+                self.charge(chosen)?;
+                Ok(vec![Cow::Borrowed(input); chosen])
+            }
+            Term::Not => {
+                self.charge(1)?;
+                Ok(vec![truth(!truthy(input))])
+            }
+            Term::Length => {
+                self.charge(1)?;
+                let length = match input {
+                    Value::Null => 0,
+                    Value::String(text) => text.chars().count(),
+                    Value::Array(list) => list.len(),
+                    Value::Object(map) => map.len(),
+                    Value::Number(_) => return Ok(vec![Cow::Borrowed(input)]),
+                    Value::Bool(_) => return Err(Failed),
+                };
+                Ok(vec![Cow::Owned(length.into())])
+            }
         }
-        Term::Select(condition) => {
-            let chosen = run(condition, input)?;
-            chosen.iter().filter(|value| truthy(value)).map(|_| input.clone()).collect()
+    }
+
+    /// Takes a part of each value.
+    fn parts<'a>(
+        &mut self,
+        of: &'a Term,
+        input: &'a Value,
+        part: impl Fn(&'a Value) -> Result<&'a Value, Failed>,
+    ) -> Result<Vec<Found<'a>>, Failed> {
+        let values = self.run(of, input)?;
+        self.charge(values.len())?;
+        let part = |value| match value {
+            Cow::Borrowed(value) => part(value).map(Cow::Borrowed),
+            // It is a number, and has no parts.
+            Cow::Owned(_) => Err(Failed),
+        };
+        values.into_iter().map(part).collect()
+    }
+
+    fn pipe<'a>(
+        &mut self,
+        first: &'a Term,
+        then: &'a Term,
+        input: &'a Value,
+    ) -> Result<Vec<Found<'a>>, Failed> {
+        let mut all = Vec::new();
+        for value in self.run(first, input)? {
+            match value {
+                Cow::Borrowed(value) => all.extend(self.run(then, value)?),
+                Cow::Owned(number) => {
+                    // What comes of a number is a number, a truth or a literal of the query.
+                    for made in self.run(then, &number)? {
+                        self.charge(made.as_str().map_or(0, str::len))?;
+                        all.push(Cow::Owned(made.into_owned()));
+                    }
+                }
+            }
         }
-        Term::Not => vec![Value::Bool(!truthy(input))],
-        Term::Length => vec![match input {
-            Value::Null => 0.into(),
-            Value::String(text) => text.chars().count().into(),
-            Value::Array(list) => list.len().into(),
-            Value::Object(map) => map.len().into(),
-            Value::Number(_) => input.clone(),
-            Value::Bool(_) => return Err(Failed),
-        }],
-    })
+        Ok(all)
+    }
+
+    /// Compares each value on the left with each on the right.
+    fn both<'a>(
+        &mut self,
+        left: &'a Term,
+        op: Op,
+        right: &'a Term,
+        input: &'a Value,
+    ) -> Result<Vec<Found<'a>>, Failed> {
+        let rights = self.run(right, input)?;
+        let lefts = self.run(left, input)?;
+        let pairs = lefts.len().saturating_mul(rights.len());
+        self.charge(pairs)?;
+        let mut all = Vec::with_capacity(pairs);
+        for left in &lefts {
+            for right in &rights {
+                if matches!(op, Op::Eq | Op::Ne) {
+                    self.charge(cost(left, right))?;
+                }
+                all.push(truth(holds(left, op, right)));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Returns what the comparison of two values costs beside its result.
+fn cost(left: &Value, right: &Value) -> usize {
+    let lists = matches!((left, right), (Value::Array(_), Value::Array(_)));
+    let objects = matches!((left, right), (Value::Object(_), Value::Object(_)));
+    if lists || objects { COMPARISON } else { 0 }
 }
 
 fn holds(left: &Value, op: Op, right: &Value) -> bool {
@@ -169,6 +302,7 @@ struct Parser<'a> {
     text: &'a str,
     at: usize,
     depth: usize,
+    operations: usize,
 }
 
 impl Parser<'_> {
@@ -198,7 +332,16 @@ impl Parser<'_> {
     }
 
     fn refuse(&self, what: &str) -> String {
-        format!("{what} at {:?} (character {} of {:?})", self.rest(), self.at + 1, self.text)
+        format!("{what} at {:?} (character {} of {:?})", shown(self.rest()), self.at + 1, shown(self.text))
+    }
+
+    /// Counts an operation.
+    fn made(&mut self, term: Term) -> Result<Term, String> {
+        self.operations += 1;
+        if self.operations > MOST_OPERATIONS {
+            return Err(self.refuse(&format!("jq of more than {MOST_OPERATIONS} operations")));
+        }
+        Ok(term)
     }
 
     fn pipe(&mut self) -> Result<Term, String> {
@@ -208,7 +351,8 @@ impl Parser<'_> {
         }
         let mut left = self.either()?;
         while self.takes("|") {
-            left = Term::Pipe(left.into(), self.either()?.into());
+            let then = self.either()?;
+            left = self.made(Term::Pipe(left.into(), then.into()))?;
         }
         self.depth -= 1;
         Ok(left)
@@ -217,7 +361,8 @@ impl Parser<'_> {
     fn either(&mut self) -> Result<Term, String> {
         let mut left = self.or()?;
         while self.takes("//") {
-            left = Term::Either(left.into(), self.or()?.into());
+            let other = self.or()?;
+            left = self.made(Term::Either(left.into(), other.into()))?;
         }
         Ok(left)
     }
@@ -225,7 +370,8 @@ impl Parser<'_> {
     fn or(&mut self) -> Result<Term, String> {
         let mut left = self.and()?;
         while self.takes_word("or") {
-            left = Term::Both(left.into(), Op::Or, self.and()?.into());
+            let right = self.and()?;
+            left = self.made(Term::Both(left.into(), Op::Or, right.into()))?;
         }
         Ok(left)
     }
@@ -233,7 +379,8 @@ impl Parser<'_> {
     fn and(&mut self) -> Result<Term, String> {
         let mut left = self.comparison()?;
         while self.takes_word("and") {
-            left = Term::Both(left.into(), Op::And, self.comparison()?.into());
+            let right = self.comparison()?;
+            left = self.made(Term::Both(left.into(), Op::And, right.into()))?;
         }
         Ok(left)
     }
@@ -244,20 +391,23 @@ impl Parser<'_> {
             [("==", Op::Eq), ("!=", Op::Ne), ("<=", Op::Le), (">=", Op::Ge), ("<", Op::Lt), (">", Op::Gt)];
         for (symbol, op) in ops {
             if self.takes(symbol) {
-                return Ok(Term::Both(left.into(), op, self.postfix()?.into()));
+                let right = self.postfix()?;
+                return self.made(Term::Both(left.into(), op, right.into()));
             }
         }
         Ok(left)
     }
 
     fn postfix(&mut self) -> Result<Term, String> {
-        let mut term = self.primary()?;
+        let term = self.primary()?;
+        let mut term = self.made(term)?;
         loop {
             if self.rest().starts_with('.') || self.rest().starts_with('[') {
-                term = self.suffix(term)?;
+                let part = self.suffix(term)?;
+                term = self.made(part)?;
             } else if self.rest().starts_with('?') {
                 self.at += 1;
-                term = Term::Try(term.into());
+                term = self.made(Term::Try(term.into()))?;
             } else {
                 return Ok(term);
             }
@@ -368,6 +518,11 @@ impl Parser<'_> {
     }
 }
 
+/// Returns the beginning of a text.
+fn shown(text: &str) -> &str {
+    text.char_indices().nth(SHOWN).map_or(text, |(end, _)| &text[..end])
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -383,7 +538,9 @@ mod tests {
                 {"type": "Ready", "status": "True"}, {"type": "Initialized", "status": "False"},
             ]},
         });
-        assert_eq!(Query::parse(query).expect("a query").values(&pod), wanted, "{query}");
+        let query = Query::parse(query).expect("a query");
+        let found: Vec<Value> = query.values(&pod).into_iter().map(Cow::into_owned).collect();
+        assert_eq!(found, wanted, "{query:?}");
     }
 
     #[test]
@@ -401,6 +558,9 @@ mod tests {
         check(".status.phase == \"Running\" and (.spec.priority >= 7 | not)", &[json!(false)]);
         check(".spec.priority[]?", &[]);
         check(".spec.containers[-1].name", &[json!("b")]);
+        check(".spec.containers | length | . >= 2", &[json!(true)]);
+        check(".spec.containers | length | \"x\"", &[json!("x")]);
+        check(".spec.containers | length | .name", &[]);
     }
 
     #[test]
@@ -411,6 +571,42 @@ mod tests {
         let refused = Query::parse(".a | map(.b)").unwrap_err();
         assert!(refused.contains("\"map(.b)\" (character 6"), "{refused}");
         assert!(Query::parse(&"(".repeat(100_000)).unwrap_err().contains("nested too deeply"));
+    }
+
+    #[test]
+    fn chains_are_bounded() {
+        for link in [".a", "?", "[]", "|.", "//.", " and .", " or ."] {
+            let refused = Query::parse(&format!(".a{}", link.repeat(5000))).unwrap_err();
+            assert!(refused.contains("more than 256 operations"), "{link}: {refused}");
+            assert!(refused.len() < 500, "{refused}");
+            // The longest chain, on a thread with the least stack.
+            let longest = format!(".a{}", link.repeat(120));
+            let run = move || Query::parse(&longest).expect("a query").values(&json!({"a": null})).len();
+            let small = std::thread::Builder::new().stack_size(1 << 20);
+            small.spawn(run).expect("a thread").join().expect("no overflow");
+        }
+    }
+
+    #[test]
+    fn values_are_bounded() {
+        let object = json!({"c": vec![1; 50], "long": vec![1; 9000], "x": [1], "y": [1]});
+        let count = |text: &str| Query::parse(text).expect("a query").values(&object).len();
+        assert_eq!(count("(.c[] == .c[])"), 2500);
+        assert_eq!(count("(.c[] == .c[]) and (.c[] == .c[])"), 0);
+        assert_eq!(count("(.c[] == .c[]) or (.c[] == .c[])"), 0);
+        assert_eq!(count(".long[] == .long[]"), 0);
+        assert_eq!(count(".long[]"), 9000);
+        assert_eq!(count(".long[] | ."), 0);
+        assert_eq!(count("select(.c[]) | select(.c[]) | select(.c[])"), 0);
+        // Not what a part of the query made before it ended.
+        assert_eq!(count("(.long[] == .long[]) // 1"), 0);
+        assert_eq!(count("(.long[] == .long[] | not)? // 1"), 0);
+        assert_eq!(count("select(.c[]) | (select(.c[]) | select(.c[]))?"), 0);
+        // A comparison of lists costs more than one of numbers.
+        assert_eq!(count("select(.c[]) | .x == .y"), 50);
+        assert_eq!(count("select(.c[]) | .x == .y or .y == .x"), 0);
+        let literal = format!("select(.c[]) | length | \"{}\"", "a".repeat(1000));
+        assert_eq!(count(&literal), 0);
     }
 
     proptest! {

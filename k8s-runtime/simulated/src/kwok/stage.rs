@@ -269,7 +269,7 @@ impl Stage {
 impl From {
     fn of(&self, object: &Value, now: Timestamp) -> Option<Duration> {
         let said = self.from.as_ref().and_then(|query| query.values(object).into_iter().next());
-        let said = said.as_ref().and_then(Value::as_str).and_then(|text| match text.parse::<Timestamp>() {
+        let said = said.as_deref().and_then(Value::as_str).and_then(|text| match text.parse::<Timestamp>() {
             Ok(at) => Some(Duration::try_from(at.duration_since(now)).unwrap_or_default()),
             Err(_) => duration::parse(text).ok(),
         });
@@ -281,7 +281,7 @@ impl Requirement {
     fn holds(&self, object: &Value) -> bool {
         let found = self.key.values(object);
         let has = || {
-            found.iter().any(|value| match value {
+            found.iter().any(|value| match &**value {
                 Value::String(text) => self.values.contains(text),
                 Value::Bool(_) | Value::Number(_) => self.values.contains(&value.to_string()),
                 Value::Null | Value::Array(_) | Value::Object(_) => false,

@@ -1,8 +1,9 @@
 //! The part of Go's text templates that kwok's own Stages use: fields, variables, `if`, `with`, `range`,
 //! pipelines, and the functions of [`functions::NAMES`].
 //!
-//! Guarantees: a template of any text is parsed or refused with its line. Evaluation ends: steps and output
-//! are bounded. Fields of null are null, where Go's templates have an error.
+//! Guarantees: a template of any text is parsed or refused with its line. Evaluation ends: its steps, its
+//! output, and the sizes and the nesting of its values are bounded. Fields of null are null, where Go's
+//! templates have an error.
 
 mod eval;
 mod functions;
@@ -82,7 +83,7 @@ impl Template {
     /// Returns the text for an object.
     ///
     /// # Errors
-    /// A function cannot be called so, or the template runs too long.
+    /// A function cannot be called so, or the template runs too long or makes too large values.
     pub(crate) fn text(&self, object: &Value, place: &dyn Place) -> Result<String, String> {
         eval::run(&self.0, object, place)
     }

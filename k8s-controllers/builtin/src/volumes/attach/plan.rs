@@ -88,6 +88,12 @@ pub(super) fn name_of(source: &CSIPersistentVolumeSource, node: &str) -> String 
     })
 }
 
+/// Returns true for a name of [`name_of`], of any volume and node.
+pub(super) fn is_own_name(name: &str) -> bool {
+    let digest = name.strip_prefix("csi-");
+    digest.is_some_and(|digest| digest.len() == 64 && digest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 fn is_attached(attachment: &VolumeAttachment) -> bool {
     !attachment.is_deleting() && attachment.status.as_ref().is_some_and(|status| status.attached)
 }
@@ -309,6 +315,17 @@ mod tests {
         case.node.metadata.annotations = None;
         case.attachments.clear();
         assert_eq!(case.steps(), ["=0"], "the kubelet attaches by itself");
+    }
+
+    #[test]
+    fn names_tell_whose_an_attachment_is() {
+        let source = CSIPersistentVolumeSource {
+            driver: "x.io".into(),
+            volume_handle: "h".into(),
+            ..Default::default()
+        };
+        assert!(is_own_name(&name_of(&source, "n")));
+        assert!(!is_own_name("va-e2e-fqkdb") && !is_own_name("csi-abc"));
     }
 
     #[test]

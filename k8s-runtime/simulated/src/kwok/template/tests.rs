@@ -110,6 +110,75 @@ fn what_is_not_supported_is_refused_with_its_line() {
     );
 }
 
+/// Returns why a template ends, on a thread with little stack.
+fn ends(template: String, object: Value) -> String {
+    let run = move || Template::parse(&template).expect("a template").text(&object, &Here).unwrap_err();
+    let small = std::thread::Builder::new().stack_size(1 << 20);
+    small.spawn(run).expect("a thread").join().expect("no overflow")
+}
+
+#[test]
+fn values_are_bounded() {
+    let doubled = "{{ $x = print $x $x $x $x $x $x $x $x }}";
+    let twice = "{{ $x = list $x $x }}";
+    let start = "{{ $x := \"aaaaaaaaaaaaaaaa\" }}";
+    for (template, why) in [
+        (format!("{start}{}", doubled.repeat(10)), "the values of a template have more than 16777216 bytes"),
+        (format!("{start}{}", twice.repeat(40)), "the values of a template have more than"),
+        // Arguments count, not only what is made of them.
+        (format!("{start}{}{{{{ len (list{}) }}}}", doubled.repeat(5), " $x".repeat(100)), "more than"),
+        // Quotes grow: there is not enough room for what may come.
+        (
+            format!("{start}{}{{{{ $y := print $x $x $x $x }}}}{{{{ $y = Quote $y }}}}", doubled.repeat(5)),
+            "more than 16777216 bytes",
+        ),
+        (format!("{start}{}{{{{ $x }}}}", doubled.repeat(6)), "ends after"),
+        ("{{ $x := 1 }}".repeat(257), "more than 256 variables"),
+    ] {
+        let told = ends(template.clone(), json!({}));
+        assert!(told.contains(why), "{template}: {told}");
+    }
+    // The object is charged as often as it is copied.
+    let object = json!({"l": vec![0; 1000], "big": "a".repeat(1 << 20)});
+    assert!(ends("{{ range $.l }}{{ $y := $.big }}{{ end }}".into(), object).contains("more than 16777216"));
+    // An error shows values, but not all of them.
+    let told = ends(format!("{start}{}{{{{ lt $x 1 }}}}", doubled.repeat(3)), json!({}));
+    assert!(told.starts_with("lt of aaaa") && told.len() == 1024, "{told}");
+}
+
+#[test]
+fn nesting_of_values_is_bounded() {
+    for nest in ["list $x", "dict \"a\" $x"] {
+        let template =
+            format!("{{{{ $x := 1 }}}}{{{{ range $.l }}}}{{{{ $x = {nest} }}}}{{{{ end }}}}{{{{ $x }}}}");
+        let told = ends(template.clone(), json!({"l": vec![0; 20_000]}));
+        assert_eq!(told, "a value is nested more than 64 levels deep", "{nest}");
+        let made = Template::parse(&template).expect("a template").text(&json!({"l": vec![0; 64]}), &Here);
+        assert!(made.is_ok_and(|text| text.len() > 64), "{nest}");
+    }
+}
+
+/// The text that a template makes is read as YAML, within bounds of its own.
+#[test]
+fn yaml_of_a_template_is_bounded() {
+    for (template, what) in [
+        ("{{ range $.l }}[{{ end }}", "lists"),
+        ("{{ range $.l }}{a: {{ end }}", "maps"),
+        (
+            "a0: &a0 [x, x, x, x, x, x, x, x]{{ range $i, $x := $.l }}\na{{ add $i 1 }}: &a{{ add $i 1 }} \
+             [*a{{ $i }}, *a{{ $i }}, *a{{ $i }}, *a{{ $i }}]{{ end }}",
+            "aliases",
+        ),
+    ] {
+        let run = move || {
+            let template = Template::parse(template).expect("a template");
+            template.value(&json!({"l": vec![0; 10_000]}), &Here).is_err()
+        };
+        let small = std::thread::Builder::new().stack_size(2 << 20);
+        assert!(small.spawn(run).expect("a thread").join().expect("no overflow"), "{what}");
+    }
+}
+
 proptest! {
     #[test]
     fn no_text_panics(text in "(\\{\\{|\\}\\}| if | end| else| range|\\$x|:=|=|\\.a|\\||\\(|\\)|\"|`|-|or |index |eq |1|,|\n){0,24}") {
