@@ -235,7 +235,8 @@ fn split(record: &[u8]) -> Option<Parts<'_>> {
         rest.iter().enumerate().filter(|(_, byte)| **byte == b':').map(|(i, _)| i).take(3).collect();
     let [_, version, name] = colons[..] else { return None };
     let form = std::str::from_utf8(&rest[..version]).ok()?;
-    if form != SERVICE && !form.strip_suffix(":v1").is_some_and(|form| Algorithm::named(form).is_some()) {
+    let known = form.strip_suffix(":v1").and_then(Algorithm::named);
+    if form != SERVICE && known.is_none() {
         return None;
     }
     let name_text = std::str::from_utf8(&rest[version + 1..name]).ok()?;

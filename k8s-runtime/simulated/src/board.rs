@@ -249,6 +249,7 @@ mod tests {
         Board::new("10.42.0.0/16".parse().expect("a range"))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the test begins at some time")]
     #[tokio::test(start_paused = true)]
     async fn a_later_step_replaces_an_earlier_one() {
         let (mut board, now) = (board(), tokio::time::Instant::now());

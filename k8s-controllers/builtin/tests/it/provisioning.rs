@@ -112,7 +112,7 @@ async fn a_volume_is_made_for_the_first_pod_and_goes_with_the_claim() {
     assert!(driver.nodes().is_empty());
     pod(&lab, "p", "c").await;
     let node = runs_on(&lab, "p").await;
-    assert_eq!(driver.nodes(), [node.clone()]);
+    assert_eq!(driver.nodes(), std::slice::from_ref(&node));
 
     let claim: PersistentVolumeClaim = lab.get("c").await;
     for key in ["storage-provisioner", "selected-node"] {
