@@ -1,4 +1,4 @@
-//! Simulated nodes: the life of each pod is a [`Script`](crate::Script), and a deleted pod ends without a
+//! Simulated nodes: the life of each pod is a [`Script`], and a deleted pod ends without a
 //! process.
 //!
 //! A node registers itself, renews its lease, and writes pod status as a kubelet would: start, readiness,
