@@ -80,7 +80,12 @@ pub(crate) fn fit_patched(call: &Call, resource: &Resource, object: &mut Value) 
             .split_once(&format!(" cannot be handled as a {}: ", resource.kind))
             .map_or(why, |(_, why)| why);
         let mut errors = FieldErrors::default();
-        errors.invalid("patch", object.to_string(), why);
+        // The object is in the message, and messages are in audit logs.
+        if resource.plural == "secrets" {
+            errors.invalid_unshown("patch", why);
+        } else {
+            errors.invalid("patch", object.to_string(), why);
+        }
         errors.into_status("", "", "")
     })
 }

@@ -284,3 +284,16 @@ async fn problems_below_a_long_key_take_no_memory() {
     assert_eq!(created.status.as_u16(), 400);
     assert!(created.json().to_string().len() < 1 << 20);
 }
+
+/// What a refused patch says is in audit logs, so it has nothing of a Secret.
+#[tokio::test]
+async fn a_refused_patch_tells_no_secret() {
+    let server = server().await;
+    let secret = json!({"metadata": {"name": "s"}, "stringData": {"password": "canary"}});
+    done(&server, "POST", &format!("{HERE}/secrets"), &secret).await;
+    let patch = r#"{"immutable": "perhaps"}"#.to_owned();
+    let path = format!("{HERE}/secrets/s");
+    let refused = admin(&server, "PATCH", &path, "application/merge-patch+json", patch).await;
+    let answer = refused.json().to_string();
+    assert_eq!((refused.status.as_u16(), answer.contains("Y2FuYXJ5")), (422, false), "{answer}");
+}
