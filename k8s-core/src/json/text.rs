@@ -411,7 +411,11 @@ macro_rules! by_reading {
 macro_rules! by_serde_json {
     ($($method:ident)*) => {
         $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-            self.value()?.$method(visitor).map_err(|e| without_place(&e))
+            let mut value = self.value()?;
+            let read = value.$method(visitor).map_err(|e| without_place(&e))?;
+            // Of a float, serde_json reads 128-bit integers only up to its point.
+            value.end().map_err(|e| without_place(&e))?;
+            Ok(read)
         })*
     };
 }
