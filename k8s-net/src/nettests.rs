@@ -468,7 +468,8 @@ fn services_reach_their_endpoints() {
     }
 
     // Session affinity: one client stays with one endpoint until that is removed.
-    world.service("web", json!({"clusterIP": "10.43.0.50", "sessionAffinity": "ClientIP", "ports": ports}));
+    let affine = json!({"clusterIP": "10.43.0.50", "sessionAffinity": "ClientIP", "ports": ports});
+    world.service("web", affine.clone());
     world.endpoints("web", &[ip_a, ip_b]);
     let first = client.get("10.43.0.50:80").expect("served");
     for _ in 0..20 {
@@ -481,6 +482,15 @@ fn services_reach_their_endpoints() {
     world.endpoints("web", &[ip_a, ip_b]);
     for _ in 0..10 {
         assert_eq!(client.get("10.43.0.50:80").expect("served"), moved);
+    }
+
+    // Affinity that was off for a moment holds afterwards, and nothing is removed twice.
+    world.service("web", json!({"clusterIP": "10.43.0.50", "ports": ports}));
+    world.service("web", affine);
+    std::thread::sleep(Duration::from_millis(1300));
+    let first = client.get("10.43.0.50:80").expect("served");
+    for _ in 0..10 {
+        assert_eq!(client.get("10.43.0.50:80").expect("served"), first);
     }
 
     lists(&host);

@@ -157,7 +157,9 @@ impl Table {
                 }
             }
             garbage.extend(difference(&old.kept, &new.kept));
-            add.extend(difference(&new.kept, &old.kept));
+            let wanted = difference(&new.kept, &old.kept);
+            self.keep(&old, &wanted);
+            add.extend(wanted);
             for (slot, (_, backends)) in &old.pools {
                 let now_there = new.pools.get(slot).map(|(_, b)| &b[..]).unwrap_or_default();
                 left.extend(backends.iter().filter(|b| !now_there.contains(b)).map(|b| (slot.1, *b)));
@@ -246,6 +248,17 @@ impl Table {
         new
     }
 
+    /// Takes elements that a service wants again out of the garbage: those of a pool that it kept, whose
+    /// affinity was off for less than [`REST`].
+    fn keep(&mut self, old: &Installed, wanted: &Elements) {
+        let kept: Vec<[u8; 4]> = old.pools.values().map(|(pool, _)| pool.to_ne_bytes()).collect();
+        for element in wanted.keys().filter(|(_, key)| kept.iter().any(|pool| key.starts_with(pool))) {
+            for (_, elements) in &mut self.garbage {
+                elements.remove(element);
+            }
+        }
+    }
+
     fn class(&mut self, batch: &mut Batch, zone: Zone, class: Class) -> u32 {
         let id = match self.classes.get(&class) {
             Some(id) => *id,
@@ -330,5 +343,58 @@ fn emit(
     }
     if let Some(name) = name {
         each(batch, name, &current);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::plan::Front, *};
+    use proptest::prelude::*;
+
+    fn plan(backends: u8, affinity: bool, port: u16) -> PortPlan {
+        let all: Vec<_> = (0..8)
+            .filter(|n| backends & (1 << n) != 0)
+            .map(|n| Backend { address: Ipv4Addr::new(10, 42, 0, n), port: 80 })
+            .collect();
+        let front = Front {
+            zone: Zone::Cluster,
+            address: Ipv4Addr::new(10, 43, 0, 1),
+            port,
+            reach: Reach::Cluster,
+            masquerade: false,
+        };
+        PortPlan {
+            name: format!("p{port}"),
+            protocol: 6,
+            affinity_ms: affinity.then_some(1000),
+            local: all.clone(),
+            all,
+            fronts: vec![front],
+        }
+    }
+
+    proptest! {
+        /// The kernel refuses to remove an element that is not there, and a service needs all of its own.
+        #[test]
+        fn garbage_is_what_no_service_has_and_is_removed_once(
+            steps in prop::collection::vec((0..3u8, 0..16u8, any::<bool>(), 0..1500u64, 1..3u16), 1..40),
+        ) {
+            let mut table = Table::new("t", None, None);
+            let mut now = Instant::now();
+            for (service, backends, affinity, wait, ports) in steps {
+                now += Duration::from_millis(wait);
+                let mut batch = table.batch();
+                table.collect(&mut batch, now);
+                let key = ObjectKey::new("demo", &format!("s{service}"));
+                let ports = (1..=ports).filter(|_| backends != 15).map(|n| plan(backends, affinity, n));
+                table.change(&mut batch, vec![(key, ports.collect())], now);
+                let mut seen = HashSet::new();
+                let garbage = table.garbage.iter().flat_map(|(_, elements)| elements.keys());
+                let kept = table.services.values().flat_map(|installed| installed.kept.keys());
+                for element in garbage.chain(kept) {
+                    prop_assert!(seen.insert(element), "{element:?} is there twice");
+                }
+            }
+        }
     }
 }
