@@ -4,10 +4,12 @@
 //! both ways afterwards. The handlers of `log`, `exec` and so on are in `subresources::kubelet`.
 
 mod endpoints;
+mod links;
 #[cfg(feature = "tls")]
 mod remote;
 
 pub(crate) use endpoints::{endpoint, endpoints, is_global_unicast};
+pub(crate) use links::Links;
 #[cfg(feature = "tls")]
 pub use remote::RemoteKubelets;
 

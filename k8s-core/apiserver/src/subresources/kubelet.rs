@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use crate::{
     admission::Connection,
     call::Call,
-    proxy::{GlobalOnly, NotAllowed, exchange, forwarded},
+    proxy::{GlobalOnly, Links, NotAllowed, exchange, forwarded},
     request::RequestInfo,
     resources::{Resource, strategy::Proxied},
     state::State,
@@ -63,7 +63,10 @@ pub(crate) async fn handle(
                     let path = with_query(if info.rest.is_empty() { "/" } else { &info.rest }, request);
                     // The proxy reaches any path: it must not lead to the server's own machine.
                     request.extensions_mut().insert(GlobalOnly);
-                    return to_node(state, &node, &path, request).await;
+                    let links = Links::new(proxy_path(info), "", request.headers());
+                    links.announce(&info.rest, request.headers_mut());
+                    let response = to_node(state, &node, &path, request).await?;
+                    return links.rewrite(response).await.map_err(unreachable);
                 }
                 target::Node::Port(target) => target,
             },
@@ -72,6 +75,15 @@ pub(crate) async fn handle(
     }
     let (_, pod) = current(state, resource, &resource.key(&info.namespace, &info.name), &info.name)?;
     to_pod(state, call, &pod, request).await
+}
+
+/// Returns the path of the proxy that a request is for, without the path at its target.
+fn proxy_path(info: &RequestInfo) -> &str {
+    info.path.strip_suffix(&*info.rest).unwrap_or(&info.path)
+}
+
+fn unreachable(error: BoxError) -> ApiStatus {
+    ApiStatus::of(Reason::ServiceUnavailable, format!("error trying to reach service: {error}"))
 }
 
 /// Redirects a proxied request without a path to the root, so that relative links in the response work.
@@ -196,31 +208,36 @@ async fn to_address(
     target: &Target,
     request: &mut Request<Body>,
 ) -> Result<Response<Body>, ApiStatus> {
-    let failed = |e: BoxError| {
-        ApiStatus::of(Reason::ServiceUnavailable, format!("error trying to reach service: {e}"))
-    };
     let path = with_query(if call.info.rest.is_empty() { "/" } else { &call.info.rest }, request);
     let mut out = forwarded(&path, request)?;
-    if let Ok(host) = HeaderValue::from_str(&target.address.to_string()) {
+    let address = target.address.to_string();
+    let links = Links::new(proxy_path(&call.info), &address, out.headers());
+    links.announce(&call.info.rest, out.headers_mut());
+    if let Ok(host) = HeaderValue::from_str(&address) {
         out.headers_mut().insert(header::HOST, host);
     }
+    let response = connect_and_send(target, out).await?;
+    links.rewrite(response).await.map_err(unreachable)
+}
+
+async fn connect_and_send(target: &Target, out: Request<Body>) -> Result<Response<Body>, ApiStatus> {
     let connect =
         tokio::time::timeout(std::time::Duration::from_secs(10), TcpStream::connect(target.address));
     let tcp = match connect.await {
         Ok(Ok(tcp)) => tcp,
-        Ok(Err(e)) => return Err(failed(e.into())),
-        Err(_) => return Err(failed(format!("dial tcp {}: i/o timeout", target.address).into())),
+        Ok(Err(e)) => return Err(unreachable(e.into())),
+        Err(_) => return Err(unreachable(format!("dial tcp {}: i/o timeout", target.address).into())),
     };
     if !target.tls {
-        return exchange(TokioIo::new(tcp), out).await.map_err(failed);
+        return exchange(TokioIo::new(tcp), out).await.map_err(unreachable);
     }
     // As upstream: the certificate of a pod is not verified.
-    let tls = crate::webhook_client::unverified().map_err(|e| failed(e.into()))?;
+    let tls = crate::webhook_client::unverified().map_err(|e| unreachable(e.into()))?;
     let host = target.address.ip().to_string();
     let connecting = tls.connect(&host, tcp);
     match tokio::time::timeout(std::time::Duration::from_secs(10), connecting).await {
-        Ok(Ok(tls)) => exchange(TokioIo::new(tls), out).await.map_err(failed),
-        Ok(Err(e)) => Err(failed(e.into())),
-        Err(_) => Err(failed("net/http: TLS handshake timeout".into())),
+        Ok(Ok(tls)) => exchange(TokioIo::new(tls), out).await.map_err(unreachable),
+        Ok(Err(e)) => Err(unreachable(e.into())),
+        Err(_) => Err(unreachable("net/http: TLS handshake timeout".into())),
     }
 }

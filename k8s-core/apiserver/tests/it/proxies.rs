@@ -89,6 +89,39 @@ async fn a_pod_proxy_reaches_global_addresses_only() {
     }
 }
 
+#[tokio::test]
+async fn links_of_a_page_lead_through_the_proxy() {
+    let Some(own) = own_address() else { panic!("this machine has no address") };
+    let server = server().await;
+    account(&server).await;
+    let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let mut buffer = vec![0; 4096];
+            let n = tcp.read(&mut buffer).await.unwrap_or(0);
+            let asked = String::from_utf8_lossy(&buffer[..n]).to_lowercase();
+            let uri = asked.lines().find_map(|line| line.strip_prefix("x-forwarded-uri: "));
+            let head = match asked.starts_with("get /go ") {
+                true => "302 Found\r\nlocation: /there",
+                false => "200 OK\r\ncontent-type: text/html",
+            };
+            let page = format!("<a href=\"/a\">{}</a>", uri.unwrap_or("none"));
+            let length = page.len();
+            let answer =
+                format!("HTTP/1.1 {head}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{page}");
+            let _ = tcp.write_all(answer.as_bytes()).await;
+        }
+    });
+    pod(&server, "page", &own.to_string()).await;
+    let base = format!("/api/v1/namespaces/default/pods/page:{port}/proxy");
+    let answer = admin(&server, "GET", &format!("{base}/b/?q"), "", "").await;
+    assert_eq!(answer.json(), format!("<a href=\"{base}/a\">{base}/b/</a>"));
+    let answer = admin(&server, "GET", &format!("{base}/go"), "", "").await;
+    assert_eq!(answer.status.as_u16(), 302);
+    assert_eq!(answer.headers["location"], format!("{base}/there"));
+}
+
 fn slice(name: &str, service: &str, port: u16, endpoints: Value) -> Value {
     json!({"metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4",
         "ports": [{"name": "", "port": port}], "endpoints": endpoints})
