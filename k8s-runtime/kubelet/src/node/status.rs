@@ -8,6 +8,9 @@ use crate::{
     types::*,
 };
 
+/// Quantities by the name of the resource.
+type Resources = BTreeMap<String, ApiQuantity>;
+
 /// Types of the conditions that the kubelet writes.
 pub(super) const CONDITIONS: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "Ready"];
 /// What the API server admits for pods of this node only because the kubelet does it, by upstream's names and
@@ -159,13 +162,21 @@ async fn images(cx: &Context) -> Vec<ContainerImage> {
         .collect()
 }
 
-/// Computes the node's status. Transition times are taken over from `old`.
+/// Returns the resources in a status that are not the kubelet's own: somebody else advertises them. All of
+/// their capacity is allocatable.
+fn foreign(own: &Resources, old: Option<&NodeStatus>) -> Resources {
+    let there = old.and_then(|old| old.capacity.as_ref()).into_iter().flatten();
+    there.filter(|(name, _)| !own.contains_key(*name)).map(|(name, n)| (name.clone(), n.clone())).collect()
+}
+
+/// Computes the node's status. Resources that others advertise, and transition times, are taken over from `old`.
 pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
     let facts = &cx.facts;
+    let foreign = foreign(&facts.capacity(), old);
     NodeStatus {
         addresses: Some(addresses(facts)),
-        capacity: Some(facts.capacity()),
-        allocatable: Some(facts.allocatable()),
+        capacity: Some(facts.capacity().into_iter().chain(foreign.clone()).collect()),
+        allocatable: Some(facts.allocatable().into_iter().chain(foreign).collect()),
         conditions: Some(conditions(cx, old)),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: cx.config.port.into() }),
@@ -217,6 +228,18 @@ fn own(status: &NodeStatus) -> NodeStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resources_that_others_advertise_stay() {
+        let list = |rows: &[(&str, &str)]| -> Resources {
+            rows.iter().map(|(name, n)| ((*name).to_owned(), ApiQuantity((*n).to_owned()))).collect()
+        };
+        let capacity = list(&[("cpu", "64"), ("example.com/dongle", "3"), ("pods", "9")]);
+        let old = NodeStatus { capacity: Some(capacity), ..NodeStatus::default() };
+        let own = list(&[("cpu", "2"), ("pods", "110")]);
+        assert_eq!(foreign(&own, Some(&old)), list(&[("example.com/dongle", "3")]));
+        assert_eq!(foreign(&own, None), list(&[]));
+    }
 
     #[test]
     fn a_large_disk_is_not_short_of_space_while_a_gigabyte_is_left() {

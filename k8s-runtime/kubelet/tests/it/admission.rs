@@ -189,3 +189,21 @@ async fn a_critical_pod_preempts_others() {
     assert_eq!(node.pod("elsewhere").unwrap()["status"]["reason"], "NodeAffinity");
     assert_eq!(node.phase("large"), "Running");
 }
+
+/// The scheduler counts with what others advertise on a node, such as device plugins and the conformance
+/// suite.
+#[tokio::test(start_paused = true)]
+async fn resources_that_others_advertise_stay_and_are_allocatable() {
+    let node = Node::start().await;
+    node.registered().await;
+    let capacity = json!({"status": {"capacity": {"example.com/dongle": "3"}}});
+    node.api.client().all::<ApiNode>().patch_status("n1", &Patch::Merge(capacity)).await.unwrap();
+    let listed = |list: &str| node.api.node().unwrap()["status"][list]["example.com/dongle"].clone();
+    node.until("allocatable", || listed("allocatable") == "3").await;
+    tokio::time::sleep(std::time::Duration::from_secs(900)).await;
+    assert_eq!((listed("capacity"), listed("allocatable")), (json!("3"), json!("3")));
+    let gone = json!([{"op": "remove", "path": "/status/capacity/example.com~1dongle"}]);
+    node.api.client().all::<ApiNode>().patch_status("n1", &Patch::<Value>::Json(gone)).await.unwrap();
+    node.until("gone", || listed("allocatable").is_null()).await;
+    assert!(listed("capacity").is_null());
+}
