@@ -289,6 +289,8 @@ impl Api {
         objects::kubernetes_service(&admin, &config, self.address)
             .await
             .map_err(ClusterError::of("make the kubernetes Service"))?;
+        let made = objects::service_range(&admin, &config).await;
+        made.map_err(ClusterError::of("make the ServiceCIDR kubernetes"))?;
         let bound = identities::bind(&admin, &self.kubeconfigs.name, &config.authorization).await;
         bound.map_err(ClusterError::of("bind the components' roles"))?;
         if config.resource_metrics.is_some() {

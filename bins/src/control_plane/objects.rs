@@ -2,7 +2,11 @@
 
 use std::net::SocketAddr;
 
-use k8s_core::client::{Client, Error};
+use k8s_core::{
+    api::{api::networking::v1::ServiceCIDR, apimachinery::pkg::apis::meta::v1::Time},
+    client::{Client, Error},
+    clock::Clock,
+};
 use serde_json::json;
 
 use super::ApiConfig;
@@ -48,4 +52,37 @@ pub(super) async fn kubernetes_service(
         apply(client, path, &object).await?;
     }
     Ok(())
+}
+
+/// Creates the ServiceCIDR `kubernetes`, which tells the range of the cluster's addresses. One that is there
+/// stays as it is: its ranges cannot change.
+///
+/// # Errors
+/// The API server's error.
+pub(super) async fn service_range(client: &Client, config: &ApiConfig) -> Result<(), Error> {
+    const PATH: &str = "/apis/networking.k8s.io/v1/servicecidrs/kubernetes";
+    let range = config.services.to_string();
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [range]},
+    });
+    if let Some(found) = client.all::<ServiceCIDR>().get_opt("kubernetes").await? {
+        let ranges: Vec<_> = found.spec.and_then(|spec| spec.cidrs).unwrap_or_default();
+        if ranges != [range.as_str()] {
+            tracing::warn!(stored = ?ranges, %range, "the ServiceCIDR kubernetes does not match the configured range");
+            return Ok(());
+        }
+        let conditions = found.status.and_then(|status| status.conditions).unwrap_or_default();
+        if conditions.iter().any(|condition| condition.type_ == "Ready") {
+            return Ok(());
+        }
+    } else {
+        apply(client, PATH, &object).await?;
+    }
+    let mut ready = object;
+    ready["status"]["conditions"] = json!([{
+        "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": Time(Clock::system().now()),
+        "message": "Kubernetes default Service CIDR is ready",
+    }]);
+    apply(client, &format!("{PATH}/status"), &ready).await
 }

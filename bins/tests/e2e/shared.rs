@@ -241,7 +241,13 @@ fn names(cluster: &Cluster, name: &str) -> Outcome {
     }
     let address = n.jsonpath("service/web", "{.spec.clusterIP}")?;
     n.until(&["exec", "p", "--", "nslookup", &format!("web.{name}.svc.cluster.local")], &address, 15)?;
-    n.until(&["exec", "p", "--", "nslookup", "kubernetes.default.svc.cluster.local"], "10.43.0.1", 15)
+    n.until(&["exec", "p", "--", "nslookup", "kubernetes.default.svc.cluster.local"], "10.43.0.1", 15)?;
+    let range = n.jsonpath("servicecidr/kubernetes", "{.spec.cidrs} {.status.conditions[0].status}")?;
+    if range == "[\"10.43.0.0/16\"] True" {
+        Ok(())
+    } else {
+        Err(format!("the service range: {range}").into())
+    }
 }
 
 fn namespace(cluster: &Cluster, name: &str) -> Outcome {
