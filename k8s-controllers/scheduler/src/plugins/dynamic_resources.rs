@@ -3,13 +3,16 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use k8s_core::{
     api::api::{
         core::v1::Pod,
-        resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference},
+        resource::v1::{
+            AllocationResult, DeviceRequestAllocationResult, ResourceClaim, ResourceClaimConsumerReference,
+        },
     },
     client::{Api, Error},
     meta::{ObjectExt, node::NodeTerm},
@@ -26,6 +29,8 @@ use crate::{
 const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// Label of namespaces whose claims may have admin access: to devices that others use.
 const ADMIN_ACCESS: &str = "resource.kubernetes.io/admin-access";
+/// Attempts to write a claim before the pod goes back to the queue.
+const MOST_ATTEMPTS: u32 = 6;
 /// Maximum number of reservations of a claim.
 const MOST_RESERVED: usize = 256;
 
@@ -165,12 +170,9 @@ impl DynamicResources {
         let (mut open, mut bound) = (Vec::new(), Vec::new());
         for claim in claims {
             let promise = promised.get(claim.uid());
-            if let Some(promise) = promise.filter(|promise| promise.written.is_none()) {
-                if promise.pod != pod.uid() {
-                    let key = claim.key();
-                    let why = format!("resource claim {key} is in the process of being allocated");
-                    return Err(Reject::never(why));
-                }
+            if promise.is_some_and(|promise| promise.written.is_none() && promise.pod != pod.uid()) {
+                let why = format!("resource claim {} is in the process of being allocated", claim.key());
+                return Err(Reject::never(why));
             }
             match allocation(&claim).or(promise.map(|promise| &promise.allocation)) {
                 None => open.push(claim),
@@ -302,9 +304,16 @@ impl PreBind for DynamicResources {
                 };
                 promised.iter().find(of_pod).map(|(uid, promise)| (uid.clone(), promise.allocation.clone()))
             };
+            let mut attempts = 0;
             let written = loop {
+                attempts += 1;
                 match bind(&api, name, promise.as_ref(), pod).await {
-                    Err(error) if error.is_conflict() => {}
+                    // After a lost answer the claim may be allocated; to give up would free the device.
+                    Err(error)
+                        if attempts < MOST_ATTEMPTS && (error.is_conflict() || error.is_transient()) =>
+                    {
+                        tokio::time::sleep(Duration::from_millis(20 << attempts)).await;
+                    }
                     other => break other?,
                 }
             };
@@ -316,6 +325,16 @@ impl PreBind for DynamicResources {
         }
         Ok(())
     }
+}
+
+/// Returns true if two allocations have the same devices for the same requests.
+fn is_same(a: &AllocationResult, b: &AllocationResult) -> bool {
+    let devices = |allocation: &AllocationResult| -> Vec<(String, DeviceId)> {
+        let results = allocation.devices.iter().flat_map(|devices| devices.results.iter().flatten());
+        let device = |r: &DeviceRequestAllocationResult| (r.driver.clone(), r.pool.clone(), r.device.clone());
+        results.map(|result| (result.request.clone(), device(result))).collect()
+    };
+    devices(a) == devices(b)
 }
 
 /// Allocates and reserves one claim by a single write of its status, which fails if the claim has changed.
@@ -331,11 +350,15 @@ async fn bind(
         return Err(failed("got deleted in the meantime"));
     }
     match (promise, allocation(&live)) {
+        // An earlier attempt of ours was written, and its answer was lost.
+        (Some((_, ours)), Some(theirs)) if is_reserved(&live, pod) && is_same(ours, theirs) => {
+            return Ok(live);
+        }
         (Some(_), Some(_)) => return Err(failed("got allocated elsewhere in the meantime")),
         (None, None) => return Err(failed("got deallocated elsewhere in the meantime")),
         (Some(_), None) | (None, Some(_)) => {}
     }
-    if is_reserved(&live, pod) && promise.is_none() {
+    if promise.is_none() && is_reserved(&live, pod) {
         return Ok(live);
     }
     if reservations(&live).len() >= MOST_RESERVED {
