@@ -61,7 +61,7 @@ const EDGES: &[(&str, &[&str])] = &[
         &["k8s-core", "k8s-cel", "k8s-metrics", "k8s-quota", "k8s-schema", "k8s-store", "k8s-tls"],
     ),
     ("k8s-metrics-server", &["k8s-core", "k8s-apiserver"]),
-    ("k8s-scheduler", &["k8s-core", "k8s-controllers", "k8s-metrics"]),
+    ("k8s-scheduler", &["k8s-core", "k8s-cel", "k8s-controllers", "k8s-metrics"]),
     ("k8s-simulated", &["k8s-core"]),
     ("k8s-kubelet", &["k8s-core", "k8s-metrics", "k8s-tls", "k8s-runtime", "k8s-net"]),
     (

@@ -54,6 +54,7 @@ mod namespaced;
 mod node;
 mod quota;
 mod replicas;
+mod resource_claims;
 mod served;
 mod statefulset;
 mod token_secrets;
@@ -246,6 +247,12 @@ pub static ALL: &[BuiltIn] = &[
         "kube-apiserver-serving-clustertrustbundle-publisher-controller",
         "kube-apiserver-serving-clustertrustbundle-publisher",
         trust::publishing,
+    ),
+    row(
+        "resourceclaim-controller",
+        "resourceclaim-controller",
+        "resource-claim-controller",
+        resource_claims::start,
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("disruption-controller", "disruption", "disruption-controller", disruption::start),

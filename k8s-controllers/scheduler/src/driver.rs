@@ -23,7 +23,10 @@ use k8s_controllers::{Environment, EventType, Recorder, involved};
 use k8s_core::{
     api::{
         api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
-        api::storage::v1::{CSINode, StorageClass},
+        api::{
+            resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
+            storage::v1::{CSINode, StorageClass},
+        },
     },
     cache::{Cache, Change, Subscription},
     client::{Client, Patch},
@@ -41,7 +44,7 @@ use crate::{
     failures::{Failure, Failures},
     metrics::{Metrics, Outcome},
     queue::{Attempt, Queue, Refusal},
-    volumes::{Controllers, Lists},
+    volumes::{Controllers, Devices, Lists},
 };
 
 /// A profile with the rows shared by the tasks that bind.
@@ -94,6 +97,9 @@ struct Changes {
     classes: Subscription<StorageClass>,
     csi_nodes: Subscription<CSINode>,
     namespaces: Subscription<Namespace>,
+    resource_claims: Subscription<ResourceClaim>,
+    device_classes: Subscription<DeviceClass>,
+    slices: Subscription<ResourceSlice>,
 }
 
 enum Input {
@@ -164,6 +170,7 @@ impl Scheduler {
                 replica_sets: caches.of(),
                 stateful_sets: caches.of(),
             },
+            devices: Devices { claims: caches.of(), classes: caches.of(), slices: caches.of() },
         };
         let (report, reports) = mpsc::unbounded_channel();
         let profiles = builder.profiles()?;
@@ -207,6 +214,9 @@ impl Scheduler {
             classes: self.lists.classes.subscribe(),
             csi_nodes: self.lists.csi_nodes.subscribe(),
             namespaces: self.namespaces.subscribe(),
+            resource_claims: self.lists.devices.claims.subscribe(),
+            device_classes: self.lists.devices.classes.subscribe(),
+            slices: self.lists.devices.slices.subscribe(),
         };
         let lists = self.lists.clone();
         let controllers = &lists.controllers;
@@ -270,6 +280,9 @@ impl Scheduler {
             Some(change) = changes.classes.next() => object(WakeOn::CLASS, &change),
             Some(change) = changes.csi_nodes.next() => object(WakeOn::CSI_NODE, &change),
             Some(change) = changes.namespaces.next() => object(WakeOn::NAMESPACE, &change),
+            Some(change) = changes.resource_claims.next() => object(WakeOn::RESOURCE_CLAIM, &change),
+            Some(change) = changes.device_classes.next() => object(WakeOn::DEVICE_CLASS, &change),
+            Some(change) = changes.slices.next() => object(WakeOn::RESOURCE_SLICE, &change),
             () = due => Input::Due,
         }
     }

@@ -48,6 +48,12 @@ impl WakeOn {
     pub const CSI_NODE: WakeOn = WakeOn(1 << 13);
     /// Any change of a claim, a volume, a storage class or a CSINode.
     pub const VOLUME: WakeOn = WakeOn(0b1111 << 10);
+    /// A ResourceClaim was created, changed or deleted.
+    pub const RESOURCE_CLAIM: WakeOn = WakeOn(1 << 14);
+    /// A DeviceClass was created or changed.
+    pub const DEVICE_CLASS: WakeOn = WakeOn(1 << 15);
+    /// A ResourceSlice was created or changed.
+    pub const RESOURCE_SLICE: WakeOn = WakeOn(1 << 16);
     /// Every kind of change.
     pub const ANYTHING: WakeOn = WakeOn(u32::MAX);
     /// The empty set.

@@ -19,7 +19,7 @@
 //! 5. Decisions are determined by the order of changes and a seed. [`Builder::explain`] runs the same code.
 //!
 //! Not here: evicting pods from unreachable nodes (node lifecycle controller), provisioning volumes (volume
-//! controllers), dynamic resources, pod groups, extender webhooks.
+//! controllers), pod groups, extender webhooks.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
@@ -28,6 +28,7 @@ mod cluster;
 mod config;
 mod cycle;
 mod decide;
+mod devices;
 mod driver;
 mod event;
 mod extension;

@@ -1,6 +1,7 @@
 //! The built-in plugins, with upstream's names, weights and messages: one row each of `ROWS`.
 
 mod affinity;
+mod dynamic_resources;
 mod node;
 mod preemption;
 mod queue;
@@ -9,6 +10,7 @@ mod spread;
 mod volume;
 
 pub use affinity::InterPodAffinity;
+pub use dynamic_resources::DynamicResources;
 pub use node::{ImageLocality, NodeAffinity, NodeName, NodePorts, NodeUnschedulable, TaintToleration};
 pub use preemption::DefaultPreemption;
 pub use queue::{DefaultBinder, PrioritySort, SchedulingGates};
@@ -36,7 +38,7 @@ const fn row(name: &'static str, make: fn(&Value) -> Result<Points, String>) -> 
 }
 
 /// The built-in plugins in the order of their filters: the cheapest first.
-pub(crate) static ROWS: [Row; 18] = [
+pub(crate) static ROWS: [Row; 19] = [
     row("SchedulingGates", |v| plain(v, SchedulingGates)),
     row("PrioritySort", |v| plain(v, PrioritySort)),
     row("NodeUnschedulable", |v| plain(v, NodeUnschedulable)),
@@ -53,6 +55,7 @@ pub(crate) static ROWS: [Row; 18] = [
     row("NodeVolumeLimits", |v| plain(v, NodeVolumeLimits)),
     row("VolumeBinding", |v| Ok(VolumeBinding::new(args(v)?).points())),
     row("VolumeZone", |v| plain(v, VolumeZone)),
+    row("DynamicResources", |v| plain(v, DynamicResources::default())),
     row("PodTopologySpread", |v| {
         let args: PodTopologySpreadArgs = args(v)?;
         match args.defaulting_type.as_str() {

@@ -106,6 +106,11 @@ fn matters(old: &Pod, new: &Pod) -> bool {
     old.spec != new.spec
         || old.metadata.labels != new.metadata.labels
         || old.metadata.annotations != new.metadata.annotations
+        || generated_claims(old) != generated_claims(new)
+}
+
+fn generated_claims(pod: &Pod) -> Option<&Vec<k8s_core::api::api::core::v1::PodResourceClaimStatus>> {
+    pod.status.as_ref()?.resource_claim_statuses.as_ref()
 }
 
 impl Queue {

@@ -29,6 +29,15 @@ pub(crate) struct Lists {
     pub(crate) budgets: Cache<PodDisruptionBudget>,
     pub(crate) services: Cache<Service>,
     pub(crate) controllers: Controllers,
+    pub(crate) devices: Devices,
+}
+
+/// Caches of what dynamic resource allocation reads.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Devices {
+    pub(crate) claims: Cache<k8s_core::api::api::resource::v1::ResourceClaim>,
+    pub(crate) classes: Cache<k8s_core::api::api::resource::v1::DeviceClass>,
+    pub(crate) slices: Cache<k8s_core::api::api::resource::v1::ResourceSlice>,
 }
 
 /// Caches of controllers whose selectors say with which pods a pod is spread.

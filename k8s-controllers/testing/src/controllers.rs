@@ -85,6 +85,8 @@ by_name! {
     pv_protection = "pv-protection";
     /// Creates the claims of generic ephemeral volumes.
     ephemeral_volume = "ephemeral-volume";
+    /// Makes the ResourceClaims of pods, and releases them.
+    resource_claim = "resourceclaim-controller";
     /// Binds PersistentVolumes to claims.
     persistent_volume_binder = "persistentvolume-binder";
 }

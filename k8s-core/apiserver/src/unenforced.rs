@@ -26,15 +26,15 @@ use crate::{
 /// A kind whose objects are stored only: the name in the store, and the warning.
 struct Kind(&'static str, &'static str);
 
-const NO_DRA: &str =
-    "dynamic resource allocation is not implemented: claims are stored, and no device is allocated";
+const NO_DRA: &str = "no DRA driver can register with the kubelet: a pod whose claims have devices gets them, but is not started";
+const NO_SHARED_DEVICE: &str = "such a device is not allocated: only whole devices are";
+const NO_SUCH_REQUEST: &str = "such a request is not allocated: only whole devices are";
 const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but not acted on";
 
 const KINDS: &[Kind] = &[
     Kind("csidrivers.storage.k8s.io", NO_CSI),
     Kind("csinodes.storage.k8s.io", NO_CSI),
     Kind("csistoragecapacities.storage.k8s.io", NO_CSI),
-    Kind("deviceclasses.resource.k8s.io", NO_DRA),
     Kind(
         "ingresses.networking.k8s.io",
         "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",
@@ -44,9 +44,6 @@ const KINDS: &[Kind] = &[
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
     ),
-    Kind("resourceclaims.resource.k8s.io", NO_DRA),
-    Kind("resourceclaimtemplates.resource.k8s.io", NO_DRA),
-    Kind("resourceslices.resource.k8s.io", NO_DRA),
     Kind("servicecidrs.networking.k8s.io", "the object is stored, but addresses are not allocated from it"),
     Kind("volumeattachments.storage.k8s.io", NO_CSI),
     Kind("volumeattributesclasses.storage.k8s.io", NO_CSI),
@@ -115,6 +112,38 @@ const FIELDS: &[(&str, Field)] = &[
         Field(&["spec", "dataSourceRef"], SET, "volumes are not provisioned: the data source is not copied"),
     ),
     ("persistentvolumeclaims", Field(&["spec", "volumeAttributesClassName"], SET, NO_CSI)),
+    (
+        "deviceclasses.resource.k8s.io",
+        Field(&["spec", "extendedResourceName"], SET, "devices are not allocated for extended resources"),
+    ),
+    (
+        "resourceclaims.resource.k8s.io",
+        Field(&["spec", "devices", "requests", "*", "exactly", "capacity"], SET, NO_SUCH_REQUEST),
+    ),
+    (
+        "resourceclaims.resource.k8s.io",
+        Field(&["spec", "devices", "constraints", "*", "distinctAttribute"], SET, NO_SUCH_REQUEST),
+    ),
+    (
+        "resourceclaimtemplates.resource.k8s.io",
+        Field(&["spec", "spec", "devices", "requests", "*", "exactly", "capacity"], SET, NO_SUCH_REQUEST),
+    ),
+    (
+        "resourceclaimtemplates.resource.k8s.io",
+        Field(&["spec", "spec", "devices", "constraints", "*", "distinctAttribute"], SET, NO_SUCH_REQUEST),
+    ),
+    (
+        "resourceslices.resource.k8s.io",
+        Field(&["spec", "devices", "*", "allowMultipleAllocations"], |v, _| v == true, NO_SHARED_DEVICE),
+    ),
+    (
+        "resourceslices.resource.k8s.io",
+        Field(&["spec", "devices", "*", "bindingConditions"], SET, NO_SHARED_DEVICE),
+    ),
+    (
+        "resourceslices.resource.k8s.io",
+        Field(&["spec", "devices", "*", "consumesCounters"], SET, NO_SHARED_DEVICE),
+    ),
 ];
 
 const NO_SELINUX: &str = "SELinux options are not applied";

@@ -79,9 +79,9 @@ pub enum Map<'a> {
     Made(Arc<Entries<'a>>),
 }
 
-/// Entries of a map created by an expression.
+/// Entries of a map created by an expression, and the value of absent keys.
 #[derive(Clone, Debug, Default)]
-pub struct Entries<'a>(pub(super) BTreeMap<Key, (Value<'a>, Value<'a>)>);
+pub struct Entries<'a>(pub(super) BTreeMap<Key, (Value<'a>, Value<'a>)>, pub(super) Option<Box<Value<'a>>>);
 
 /// A CEL value. It borrows from the input where it can.
 #[derive(Clone, Debug)]
@@ -153,6 +153,35 @@ impl<'a> From<Option<Value<'a>>> for Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    /// Creates a map with string keys. A lookup of an absent key returns `default`, if there is one.
+    ///
+    /// ```
+    /// use k8s_cel::{Activation, Decl, Env, Meter, Value};
+    /// let program = Env::new().variable("m", Decl::any()).compile("m.a == 1 && m.other == 0").unwrap();
+    /// let map = Value::map([("a".to_owned(), Value::Int(1))], Some(Value::Int(0)));
+    /// let result = program.evaluate(&Activation::new().value("m", map), &mut Meter::new(1000));
+    /// assert!(matches!(result, Ok(Value::Bool(true))));
+    /// ```
+    #[must_use]
+    pub fn map(entries: impl IntoIterator<Item = (String, Value<'a>)>, default: Option<Value<'a>>) -> Self {
+        let entries = entries.into_iter().map(|(key, value)| {
+            let key: Arc<str> = key.into();
+            (Key::String(key.clone()), (Value::String(Text::Shared(key)), value))
+        });
+        Value::Map(Map::Made(Arc::new(Entries(entries.collect(), default.map(Box::new)))))
+    }
+
+    /// Parses a semantic version. `None`: it is malformed.
+    ///
+    /// ```
+    /// use k8s_cel::Value;
+    /// assert!(Value::semver("1.2.3").is_some() && Value::semver("v1").is_none());
+    /// ```
+    #[must_use]
+    pub fn semver(text: &str) -> Option<Self> {
+        Semver::parse(text).ok().map(|version| Value::Semver(Arc::new(version)))
+    }
+
     /// Creates a value from JSON without declaration: integers as `int`, other numbers as `double`.
     #[must_use]
     pub fn json(json: &'a Json) -> Self {
@@ -462,7 +491,7 @@ impl<'a> Map<'a> {
             },
             Map::Made(entries) => {
                 let found = key.key().and_then(|key| entries.0.get(&key));
-                Ok(found.map(|(_, value)| value.clone()))
+                Ok(found.map(|(_, value)| value).or(entries.1.as_deref()).cloned())
             }
         }
     }

@@ -11,6 +11,7 @@
 mod actuate;
 pub(crate) mod admit;
 pub(crate) mod allocate;
+mod claims;
 pub(crate) mod container_spec;
 pub(crate) mod life;
 pub(crate) mod plan;

@@ -14,6 +14,7 @@ mod lab;
 mod provisioning;
 mod quotas;
 mod replication;
+mod resource_claims;
 mod slices;
 mod token_secrets;
 mod volumes;

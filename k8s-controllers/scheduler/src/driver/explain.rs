@@ -16,7 +16,7 @@ use crate::{
     Cluster, NodeInfo, Nomination, PodInfo, Points, Reject,
     config::ConfigError,
     decide::{Decision, Trace},
-    volumes::{Controllers, Lists},
+    volumes::{Controllers, Devices, Lists},
 };
 
 /// The reasons of a decision: for each node the first plugin that refused it or the scores, and the outcome.
@@ -281,6 +281,11 @@ impl Builder {
                 replication: read(client).await?,
                 replica_sets: read(client).await?,
                 stateful_sets: read(client).await?,
+            },
+            devices: Devices {
+                claims: read(client).await?,
+                classes: read(client).await?,
+                slices: read(client).await?,
             },
         };
         let mut cluster = Cluster::watching(read::<Namespace>(client).await?, lists);

@@ -6,6 +6,7 @@ mod alike;
 mod autoscaling;
 mod budgets;
 mod daemons;
+mod devices;
 mod endpoints;
 mod jobs;
 mod nodes;

@@ -71,5 +71,5 @@ fn query<'a>(cx: &mut Cx<'_>, args: &[Value<'a>]) -> Result<Value<'a>, EvalError
         let key: Arc<str> = key.into();
         (Key::String(key.clone()), (Value::String(crate::value::Text::Shared(key)), values.into()))
     });
-    Ok(Value::Map(Map::Made(Arc::new(Entries(entries.collect())))))
+    Ok(Value::Map(Map::Made(Arc::new(Entries(entries.collect(), None)))))
 }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    actuate, admit, allocate,
+    actuate, admit, allocate, claims,
     life::Life,
     probes::Probes,
     records,
@@ -300,6 +300,9 @@ impl Worker {
                 Message::Volumes(volumes::set_up(&cx, &pod).await.map_err(|e| e.to_string()))
             }),
             Effect::MakeSandbox { attempt, old } => self.answer(async move {
+                if let Err(why) = claims::prepare(&cx, &pod).await {
+                    return Message::Unprepared(why);
+                }
                 let made = sandbox::make(&cx, &pod, attempt, old.as_deref()).await;
                 Message::Sandbox(made.map(|(sandbox, ips)| (Arc::new(sandbox), ips)))
             }),

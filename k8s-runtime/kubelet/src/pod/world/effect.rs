@@ -17,7 +17,8 @@ pub(crate) enum Effect {
     Event(PodEvent),
     /// Set up the volumes, or refresh their contents. Result: `Message::Volumes`.
     SetUpVolumes,
-    /// Remove the old sandbox, then create and connect a new one. Result: `Message::Sandbox`.
+    /// Remove the old sandbox, then create and connect a new one. Result: `Message::Sandbox`, or
+    /// `Message::Unprepared`.
     MakeSandbox { attempt: u32, old: Option<Arc<SandboxStatus>> },
     /// Connect an existing sandbox. If the pod terminates before the network answers, the result has
     /// `known_ips`. Result: `Message::Sandbox`.

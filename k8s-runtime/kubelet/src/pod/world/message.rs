@@ -72,6 +72,8 @@ pub(crate) enum Message {
     Volumes(Result<Mounted, String>),
     /// The sandbox is created and connected, or that failed.
     Sandbox(Result<(Arc<SandboxStatus>, Vec<IpAddr>), String>),
+    /// The devices of the pod's claims cannot be prepared, so that no sandbox is made.
+    Unprepared(String),
     /// A container's process runs; its postStart hook may not be done.
     Running { name: String, record: Record },
     /// A start has ended.

@@ -58,7 +58,14 @@ impl World {
             Message::Services => self.services_known = true,
             Message::Volumes(result) => self.on_volumes(now, result, effects),
             Message::Sandbox(Ok((sandbox, ips))) => self.on_sandbox(sandbox, ips),
-            Message::Sandbox(Err(why)) => self.on_sandbox_failed(now, &why, effects),
+            Message::Sandbox(Err(why)) => {
+                let message = format!("Failed to create pod sandbox: {why}");
+                self.on_sandbox_failed(now, "FailedCreatePodSandBox", message, effects);
+            }
+            Message::Unprepared(why) => {
+                let message = format!("Failed to prepare dynamic resources: {why}");
+                self.on_sandbox_failed(now, "FailedPrepareDynamicResources", message, effects);
+            }
             Message::Running { name, record } => self.observe(&name, record),
             Message::Started { name, outcome } => self.on_started(&name, outcome),
             Message::Stopped { name, record } => self.on_stopped(now, &name, record),
@@ -252,9 +259,14 @@ impl World {
         self.pod_ips = ips;
     }
 
-    fn on_sandbox_failed(&mut self, now: Timestamp, why: &str, effects: &mut Vec<Effect>) {
-        let message = format!("Failed to create pod sandbox: {why}");
-        effects.push(PodEvent::warning(None, "FailedCreatePodSandBox", message));
+    fn on_sandbox_failed(
+        &mut self,
+        now: Timestamp,
+        reason: &'static str,
+        message: String,
+        effects: &mut Vec<Effect>,
+    ) {
+        effects.push(PodEvent::warning(None, reason, message));
         let Sandbox::Busy { attempt, failures, old } = &self.sandbox else { return };
         let delay = Duration::from_secs(1 << failures.min(&5));
         self.sandbox = Sandbox::Failed {

@@ -120,6 +120,19 @@ fn volumes_and_sandboxes_that_fail_are_tried_again_later_and_later() {
 }
 
 #[test]
+fn devices_that_are_not_prepared_are_tried_again_and_no_sandbox_is_made() {
+    let mut case = Case::one();
+    case.check(0, Message::Adopt { seen: vec![], refusal: None }, &["volumes"]);
+    case.check(2, Message::Volumes(Ok(Mounted::default())), &["sandbox 0"]);
+    let unprepared = || Message::Unprepared("no".into());
+    case.check(2, unprepared(), &["event FailedPrepareDynamicResources", "wake 3"]);
+    case.check(3, Message::Tick, &["sandbox 1"]);
+    case.check(3, unprepared(), &["event FailedPrepareDynamicResources", "wake 5"]);
+    case.check(5, Message::Tick, &["sandbox 2"]);
+    case.check(5, made("s2", 2), &["start a 0"]);
+}
+
+#[test]
 fn a_crash_restarts_at_once_and_then_backs_off() {
     let mut case = Case::running();
     case.check(5, ended("a", "c0", 0, 1, 5), &["start a 1"]);
