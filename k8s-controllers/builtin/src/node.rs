@@ -55,10 +55,13 @@ pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'sta
     let mask = options.node_cidr_mask;
     let Some(cidr) = options.cluster_cidr else { return Box::pin(async {}) };
     match ipam::Subnets::new(cidr, mask) {
-        Some(subnets) => Controller::<Node>::new()
-            .named("node-ipam-controller")
-            .workers(1)
-            .run_in(environment, ipam::NodeIpam::new(subnets)),
+        Some(subnets) => {
+            ipam::index(&environment.caches);
+            Controller::<Node>::new()
+                .named("node-ipam-controller")
+                .workers(1)
+                .run_in(environment, ipam::NodeIpam::new(subnets))
+        }
         None => Box::pin(async move { tracing::error!(%cidr, mask, "not a range of pod ranges") }),
     }
 }
