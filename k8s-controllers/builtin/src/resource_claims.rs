@@ -1,8 +1,9 @@
 //! ResourceClaims of pods: makes them from templates, reserves them, and takes them back.
 //!
-//! Flow: [`Pods`] makes the claims of a pod's templates, writes their names into the pod's status, and reserves
-//! allocated claims for a pod that got its node without the scheduler. [`Claims`] removes reservations of pods
-//! that are done, and what is then no longer needed: the allocation, the finalizer, a generated claim.
+//! Flow: [`Pods`] makes the claims of a pod's templates, writes their names into the pod's status, and
+//! reserves allocated claims for a pod that got its node without the scheduler. [`Claims`] removes
+//! reservations of pods that are done, and what is then no longer needed: the allocation, the finalizer, a
+//! generated claim.
 //!
 //! Invariants:
 //! 1. A pod has at most one generated claim for each entry of `spec.resourceClaims`. The pod controls it, and
@@ -127,7 +128,8 @@ impl Reconcile for Pods {
     }
 }
 
-/// Makes the claim of one entry unless the pod has it. Returns its name, and whether the pod's status lacks it.
+/// Makes the claim of one entry unless the pod has it. Returns its name, and whether the pod's status lacks
+/// it.
 /// `None`: the entry has no template, or needs no claim.
 async fn ensure(
     cx: &Context,

@@ -9,8 +9,8 @@
 //! 3. Bounded: a search makes at most [`MOST_STEPS`] trials, and its selectors share one budget of CEL cost.
 //! 4. The devices of one request are picked in ascending order, since their order among themselves means nothing.
 //!
-//! Not here: shared counters, devices that several claims can share, binding conditions. Such devices are never
-//! given, and a request for all devices that selects one is refused.
+//! Not here: shared counters, devices that several claims can share, binding conditions. Such devices are
+//! never given, and a request for all devices that selects one is refused.
 
 mod pools;
 mod selector;

@@ -6,7 +6,8 @@
 //! feasible, then [`PreScore`], [`Score`] and [`NormalizeScore`]. The pod is assumed on the best node
 //! ([`Reserve`]) and bound in a task ([`Permit`], [`PreBind`], [`Bind`], [`PostBind`]) while the next
 //! decision is made. If no node is feasible, [`PostFilter`] may preempt pods, and [`EnqueueExtensions`] tell
-//! the changes that wake the pod. A plugin is a row of [`Points`]; the built-in ones are rows of the same table.
+//! the changes that wake the pod. A plugin is a row of [`Points`]; the built-in ones are rows of the same
+//! table.
 //!
 //! Guarantees:
 //! 1. A node is never overcommitted: an assumed pod counts from the decision on, until the API server

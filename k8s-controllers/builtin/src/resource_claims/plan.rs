@@ -131,8 +131,8 @@ pub(super) fn consumers(claim: &ResourceClaim) -> impl Iterator<Item = &Resource
     reservations(claim).iter().filter(|consumer| is_pod(consumer))
 }
 
-/// Returns the claim with a reservation for the pod. `None`: the claim is not allocated, is reserved already, or
-/// has as many reservations as it can have.
+/// Returns the claim with a reservation for the pod. `None`: the claim is not allocated, is reserved
+/// already, or has as many reservations as it can have.
 pub(super) fn reserve(pod: &Pod, claim: &ResourceClaim) -> Option<ResourceClaim> {
     claim.status.as_ref()?.allocation.as_ref()?;
     let all = reservations(claim);
@@ -150,8 +150,8 @@ pub(super) fn reserve(pod: &Pod, claim: &ResourceClaim) -> Option<ResourceClaim>
     Some(next)
 }
 
-/// Returns the claim without the reservations of pods that are gone (by uid), and without its allocation if it
-/// is needed no longer. `None`: there is nothing to write.
+/// Returns the claim without the reservations of pods that are gone (by uid), and without its allocation if
+/// it is needed no longer. `None`: there is nothing to write.
 pub(super) fn release(claim: &ResourceClaim, gone: &[String]) -> Option<ResourceClaim> {
     let mut next = claim.clone();
     let status = next.status.get_or_insert_default();

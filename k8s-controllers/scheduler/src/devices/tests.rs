@@ -281,3 +281,19 @@ proptest! {
         }
     }
 }
+
+/// The depth of the search is the number of devices: it must fit the stack of a runtime's thread.
+#[test]
+fn the_deepest_search_fits_the_stack() {
+    let slices: Vec<_> = (0..MOST_DEVICES / 128)
+        .map(|at| {
+            let devices: Vec<Value> = (0..128).map(|n| json!({"name": format!("d-{at}-{n}")})).collect();
+            let pool = json!({"name": format!("p{at}"), "generation": 1, "resourceSliceCount": 1});
+            slice(&format!("s{at}"), json!({"allNodes": true, "pool": pool, "devices": devices}))
+        })
+        .collect();
+    let wanted = claim(json!({"requests": [request("a", json!({"count": MOST_RESULTS}))]}));
+    let claims = vec![wanted; MOST_DEVICES / MOST_RESULTS];
+    let answer = allocate_on(&node("n"), &slices, &[], &claims);
+    assert_eq!(answer.map(|all| all.map(|all| given(&all).len())), Ok(Some(MOST_DEVICES)));
+}

@@ -36,8 +36,8 @@ const MOST_RESERVED: usize = 256;
 
 /// Allocates devices to the claims of a pod, and reserves the claims for it.
 ///
-/// A device is promised from the decision on until the API server has the allocation, so that no other pod gets
-/// it. If the binding then fails, claim and reservation stay for the next attempt.
+/// A device is promised from the decision on until the API server has the allocation, so that no other pod
+/// gets it. If the binding then fails, claim and reservation stay for the next attempt.
 #[derive(Debug, Default)]
 pub struct DynamicResources {
     /// By the uid of the claim.

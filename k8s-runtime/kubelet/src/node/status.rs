@@ -169,7 +169,8 @@ fn foreign(own: &Resources, old: Option<&NodeStatus>) -> Resources {
     there.filter(|(name, _)| !own.contains_key(*name)).map(|(name, n)| (name.clone(), n.clone())).collect()
 }
 
-/// Computes the node's status. Resources that others advertise, and transition times, are taken over from `old`.
+/// Computes the node's status. Resources that others advertise, and transition times, are taken over from
+/// `old`.
 pub(super) async fn compute(cx: &Context, old: Option<&NodeStatus>) -> NodeStatus {
     let facts = &cx.facts;
     let foreign = foreign(&facts.capacity(), old);

@@ -2,7 +2,8 @@
 //!
 //! Guarantee: a pod whose claims have devices gets no sandbox, because no driver is registered here.
 //!
-//! Not here: the registration of drivers and their `NodePrepareResources`. A claim without devices needs none.
+//! Not here: the registration of drivers and their `NodePrepareResources`. A claim without devices needs
+//! none.
 
 use k8s_core::{api::api::resource::v1::ResourceClaim, meta::ObjectExt};
 
