@@ -9,10 +9,10 @@
 //! 1. A pod has at most one generated claim for each entry of `spec.resourceClaims`. The pod controls it, and
 //!    its annotation `resource.kubernetes.io/pod-claim-name` names the entry.
 //! 2. A claim that the pod does not control is never used for a template.
-//! 3. A reservation is removed only if its pod is gone by the API server's word, replaced, terminal, or deleted
-//!    without ever having had a node.
-//! 4. A claim loses its allocation with its last reservation, and not before. One that was allocated, but never
-//!    reserved, keeps it until it is deleted.
+//! 3. A reservation is removed only if its pod is gone by the API server's word, replaced, terminal, or
+//!    deleted without ever having had a node.
+//! 4. A claim loses its allocation with its last reservation, and not before. One that was allocated, but
+//!    never reserved, keeps it until it is deleted.
 //! 5. The finalizer stays as long as the claim is allocated.
 //!
 //! Not here: allocation (the scheduler), claims of PodGroups, which 1.36 has off by default.

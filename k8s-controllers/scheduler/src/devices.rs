@@ -5,9 +5,10 @@
 //!
 //! Guarantees:
 //! 1. No device is given twice, nor one in use, except for admin access.
-//! 2. If any choice satisfies all requests and constraints, one is found, unless the search ends with an error.
+//! 2. If any choice satisfies all requests and constraints, one is found, unless the search ends with an
+//!    error.
 //! 3. Bounded: a search makes at most [`MOST_STEPS`] trials, and its selectors share one budget of CEL cost.
-//! 4. The devices of one request are picked in ascending order, since their order among themselves means nothing.
+//! 4. The devices of one request are picked in ascending order: their order among themselves means nothing.
 //!
 //! Not here: shared counters, devices that several claims can share, binding conditions. Such devices are
 //! never given, and a request for all devices that selects one is refused.
