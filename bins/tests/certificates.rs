@@ -56,16 +56,27 @@ async fn request(
     key
 }
 
+/// Approves a request. The controller may approve it at the same time: an administrator may have any
+/// certificate. A conflict is tried again, as `kubectl certificate approve` does.
 async fn approve(admin: &Client, name: &str) {
     let requests = admin.all::<CertificateSigningRequest>();
-    let mut csr = requests.get(name).await.unwrap();
-    csr.status.get_or_insert_default().conditions = Some(vec![CertificateSigningRequestCondition {
-        type_: "Approved".into(),
-        status: "True".into(),
-        reason: Some("Test".into()),
-        ..CertificateSigningRequestCondition::default()
-    }]);
-    requests.replace_subresource(name, "approval", &csr).await.unwrap();
+    loop {
+        let mut csr = requests.get(name).await.unwrap();
+        let conditions = csr.status.get_or_insert_default().conditions.get_or_insert_default();
+        if conditions.iter().any(|condition| condition.type_ == "Approved") {
+            return;
+        }
+        conditions.push(CertificateSigningRequestCondition {
+            type_: "Approved".into(),
+            status: "True".into(),
+            reason: Some("Test".into()),
+            ..CertificateSigningRequestCondition::default()
+        });
+        match requests.replace_subresource(name, "approval", &csr).await {
+            Err(error) if error.is_conflict() => {}
+            other => return drop(other.unwrap()),
+        }
+    }
 }
 
 /// Waits until a request is signed or has failed.
