@@ -77,7 +77,11 @@ pub(super) async fn service_range(client: &Client, config: &ApiConfig) -> Result
             return Ok(());
         }
     } else {
-        apply(client, PATH, &object).await?;
+        match apply(client, PATH, &object).await {
+            // `--runtime-config` may switch the resource off.
+            Err(error) if error.is_not_found() => return Ok(()),
+            made => made?,
+        }
     }
     let mut ready = object;
     ready["status"]["conditions"] = json!([{

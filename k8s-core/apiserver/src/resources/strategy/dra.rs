@@ -373,4 +373,37 @@ fn check_attribute(at: &At<'_>, errors: &mut FieldErrors) {
             errors.too_long(at.field(field), 64);
         }
     }
+    let version = at.field("version");
+    let is_there = at.entries().any(|(name, _)| name == "version");
+    if is_there && k8s_cel::Value::semver(at.text("version")).is_none() {
+        version.invalid(errors, "must be a string compatible with semver.org spec 2.0.0");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn versions_of_devices_are_semantic() {
+        let said = |attribute: Value| {
+            let devices = json!([{"name": "a", "attributes": {"fw": attribute}}]);
+            let pool = json!({"name": "p", "generation": 1, "resourceSliceCount": 1});
+            let spec = json!({"driver": "d.example.com", "nodeName": "n", "pool": pool, "devices": devices});
+            let mut errors = FieldErrors::default();
+            (RESOURCE_SLICE.validate)(&json!({"metadata": {"name": "s"}, "spec": spec}), &mut errors);
+            if errors.is_empty() {
+                return String::new();
+            }
+            errors.into_status("resource.k8s.io", "ResourceSlice", "s").to_string()
+        };
+        assert_eq!(said(json!({"version": "1.2.3-rc.1+b"})), "");
+        assert_eq!(said(json!({"string": "v1"})), "");
+        for bad in ["v1", "1.2", "01.2.3", ""] {
+            let said = said(json!({"version": bad}));
+            assert!(said.contains("must be a string compatible with semver.org spec 2.0.0"), "{bad}: {said}");
+        }
+    }
 }
