@@ -1,13 +1,14 @@
 //! Allocation of devices to ResourceClaims on one node. Pure.
 //!
-//! Flow: [`pools::on_node`] collects the devices that the node can use, [`Selectors`] says which a request
+//! Flow: [`Inventory::on_node`] collects the devices that the node can use, [`Selectors`] says which a request
 //! accepts, and a depth-first search picks them. The first complete choice is the result.
 //!
 //! Guarantees:
 //! 1. No device is given twice, nor one in use, except for admin access.
 //! 2. If any choice satisfies all requests and constraints, one is found, unless the search ends with an
 //!    error.
-//! 3. Bounded: a search makes at most [`MOST_STEPS`] trials, and its selectors share one budget of CEL cost.
+//! 3. Bounded: a search makes at most [`MOST_STEPS`] trials, and all searches of a decision share budgets of
+//!    trials and of CEL cost.
 //! 4. The devices of one request are picked in ascending order: their order among themselves means nothing.
 //!
 //! Not here: shared counters, devices that several claims can share, binding conditions. Such devices are
@@ -29,12 +30,13 @@ use k8s_core::{
         resource::v1::{
             AllocationResult, DeviceAllocationConfiguration, DeviceAllocationResult, DeviceAttribute,
             DeviceClass, DeviceConstraint, DeviceRequestAllocationResult, DeviceSelector, DeviceTaint,
-            DeviceToleration, ResourceClaim, ResourceSlice,
+            DeviceToleration, ResourceClaim,
         },
     },
     meta::ObjectExt,
 };
 
+pub(crate) use pools::Inventory;
 pub(crate) use selector::Selectors;
 
 use pools::{Candidate, Pool};
@@ -54,7 +56,8 @@ struct Alternative {
     /// `REQUEST` or `REQUEST/SUBREQUEST`.
     name: String,
     class: Arc<DeviceClass>,
-    selectors: Vec<String>,
+    /// Numbers of the expressions.
+    selectors: Vec<usize>,
     tolerations: Vec<DeviceToleration>,
     admin: bool,
     need: Need,
@@ -92,7 +95,8 @@ struct Search<'a> {
     /// The alternatives of each request of each claim.
     requests: Vec<Vec<Vec<Alternative>>>,
     devices: &'a [Candidate<'a>],
-    in_use: &'a HashSet<DeviceId>,
+    /// Whether another claim has the device, by its index.
+    in_use: Vec<bool>,
     selectors: &'a mut Selectors,
     accepted: HashMap<(usize, usize, usize, usize), bool>,
     picked: Vec<Vec<Picked>>,
@@ -105,13 +109,13 @@ struct Search<'a> {
 /// The claims cannot be allocated on this node, for this reason.
 pub(crate) fn allocate(
     node: &Node,
-    slices: &[Arc<ResourceSlice>],
+    inventory: &Inventory,
     class: &dyn Fn(&str) -> Option<Arc<DeviceClass>>,
     in_use: &HashSet<DeviceId>,
     claims: &[Arc<ResourceClaim>],
     selectors: &mut Selectors,
 ) -> Result<Option<Vec<AllocationResult>>, String> {
-    let pools = pools::on_node(slices, node);
+    let pools = inventory.on_node(node);
     let devices: Vec<Candidate<'_>> = pools.iter().flat_map(|pool| pool.devices.iter().copied()).collect();
     let mut requests = Vec::new();
     for claim in claims {
@@ -136,9 +140,15 @@ pub(crate) fn allocate(
     }
     let picked = claims.iter().map(|_| Vec::new()).collect();
     let accepted = HashMap::new();
+    let in_use = devices.iter().map(|device| in_use.contains(&device.id())).collect();
     let mut search =
         Search { claims, requests, devices: &devices, in_use, selectors, accepted, picked, steps: 0 };
-    match search.place(0, 0, None, 0, 0) {
+    let found = match search.is_hopeless() {
+        Ok(false) => search.place(0, 0, None, 0, 0),
+        Ok(true) => Ok(false),
+        Err(stop) => Err(stop),
+    };
+    match found {
         Ok(true) => Ok(Some((0..claims.len()).map(|at| search.result(at, node)).collect())),
         Ok(false) if pools.iter().any(|pool| pool.invalid) => {
             Err("invalid resource pools were encountered".to_owned())
@@ -231,7 +241,7 @@ impl Wanted<'_> {
         let mut texts = Vec::new();
         for selector in class.spec.selectors.iter().flatten().chain(self.selectors.unwrap_or_default()) {
             let cel = selector.cel.as_ref().ok_or("CEL expression empty (unsupported selector type?)")?;
-            texts.push(cel.expression.clone());
+            texts.push(selectors.number(&cel.expression));
         }
         let mut planned = Alternative {
             name: self.name.clone(),
@@ -275,6 +285,40 @@ impl Wanted<'_> {
 }
 
 impl Search<'_> {
+    /// Returns true if some request finds too few devices, whatever the others get. Most searches that would
+    /// try all arrangements in vain end here.
+    fn is_hopeless(&mut self) -> Result<bool, Stop> {
+        for c in 0..self.requests.len() {
+            for r in 0..self.requests[c].len() {
+                let mut possible = false;
+                for a in 0..self.requests[c][r].len() {
+                    possible = possible || self.has_enough(c, r, a)?;
+                }
+                if !possible {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn has_enough(&mut self, c: usize, r: usize, a: usize) -> Result<bool, Stop> {
+        let count = match &self.requests[c][r][a].need {
+            Need::Count(count) => *count,
+            Need::All(devices) => return Ok(!devices.is_empty()),
+        };
+        let mut found = 0;
+        for device in 0..self.devices.len() {
+            if found >= count {
+                break;
+            }
+            if self.is_free(c, r, a, device) && self.accepts(c, r, a, device)? {
+                found += 1;
+            }
+        }
+        Ok(found >= count)
+    }
+
     /// Places the devices from number `k` of a request on, then the rest. `first` is the lowest index of a
     /// device that may be picked.
     fn place(&mut self, c: usize, r: usize, a: Option<usize>, k: usize, first: usize) -> Result<bool, Stop> {
@@ -313,8 +357,12 @@ impl Search<'_> {
 
     /// Tries one device, and the rest with it.
     fn pick(&mut self, c: usize, r: usize, a: usize, k: usize, device: usize) -> Result<bool, Stop> {
-        self.steps += 1;
-        if self.steps > MOST_STEPS {
+        // Constraints are compared with what is picked already.
+        let constraints = self.claims[c].spec.devices.iter().flat_map(|d| d.constraints.iter().flatten());
+        let cost = 1 + constraints.count() * self.picked[c].len() / 32;
+        self.steps += cost;
+        self.selectors.trials = self.selectors.trials.saturating_sub(cost);
+        if self.steps > MOST_STEPS || self.selectors.trials == 0 {
             return Err(Stop::Steps);
         }
         if !self.is_free(c, r, a, device) || !self.accepts(c, r, a, device)? {
@@ -333,7 +381,7 @@ impl Search<'_> {
         if self.requests[c][r][a].admin {
             return !within(&self.picked[c]);
         }
-        !self.in_use.contains(&self.devices[device].id()) && !self.picked.iter().any(within)
+        !self.in_use[device] && !self.picked.iter().any(within)
     }
 
     fn accepts(&mut self, c: usize, r: usize, a: usize, device: usize) -> Result<bool, Stop> {

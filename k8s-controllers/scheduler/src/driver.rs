@@ -524,6 +524,7 @@ impl Scheduler {
             Nomination::Wait(reason) => append(&mut message, &reason),
             Nomination::No(reason) => {
                 append(&mut message, &reason);
+                self.release(at, &pod);
                 let kept = self.cluster.withdraw(pod.uid());
                 if kept.is_some() || nominated_node(&pod.pod).is_some() {
                     // Nothing makes room there any more.
@@ -547,6 +548,20 @@ impl Scheduler {
         }
         self.failures.add(Failure { pod, message });
         self.queue.wait(attempt, refusal, Instant::now());
+    }
+
+    /// Sends the requests of plugins that give up what keeps the pod from other nodes.
+    fn release(&self, at: usize, pod: &Arc<PodInfo>) {
+        for plugin in self.profiles[at].rows.iter().filter_map(|row| row.post_filter.as_ref()) {
+            let Some(request) = plugin.release(&self.cluster, pod, &self.client) else { continue };
+            let shutdown = self.environment.shutdown.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = request => {}
+                }
+            });
+        }
     }
 
     fn evict(&self, at: usize, pod: &Arc<PodInfo>, node: &str, victims: Vec<Arc<PodInfo>>) {

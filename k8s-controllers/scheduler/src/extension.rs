@@ -8,6 +8,7 @@
 use std::{cmp::Ordering, sync::Arc};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use k8s_core::client::{Client, Error};
 
 use crate::{Cluster, Cycle, Event, NodeInfo, PodInfo, Reject, WakeOn};
@@ -97,6 +98,13 @@ pub enum Nomination {
 pub trait PostFilter: Send + Sync + 'static {
     /// Called if no node is feasible; the plugins are asked in turn until one does something.
     fn post_filter(&self, search: &mut dyn Search) -> Nomination;
+
+    /// Called if no plugin makes room. Returns a request that gives up what keeps the pod from other nodes; the
+    /// scheduler sends it. Default: there is nothing.
+    fn release(&self, cluster: &Cluster, pod: &PodInfo, client: &Client) -> Option<BoxFuture<'static, ()>> {
+        let _ = (cluster, pod, client);
+        None
+    }
 }
 
 /// A failed decision that a [`PostFilter`] looks for a way out of, by trials on copies of nodes. A trial runs

@@ -2,7 +2,7 @@
 
 use k8s_core::{
     api::api::{
-        core::v1::Pod,
+        core::v1::{Node, Pod},
         resource::v1::{DeviceClass, ResourceClaim, ResourceClaimTemplate, ResourceSlice},
     },
     meta::ObjectExt,
@@ -226,4 +226,36 @@ async fn pods_share_a_claim_and_are_many_on_as_many_devices() {
     }
     given.sort();
     assert_eq!(given, ["gpu-0", "gpu-1", "gpu-2", "gpu-3", "gpu-4"], "each once");
+}
+
+/// As after a binding that failed, or a scheduler that ended before it.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_keeps_its_pod_from_all_nodes_is_allocated_anew() {
+    let lab = Lab::start(2, runs).await;
+    lab.edit("n0", |node: &mut Node| node.spec.get_or_insert_default().unschedulable = Some(true)).await;
+    slice(&lab, &["gpu-0"]).await;
+    let devices = json!({"requests": [{"name": "r", "exactly": {"deviceClassName": "gpu"}}]});
+    for name in ["left", "used"] {
+        let claim = json!({"metadata": {"name": name}, "spec": {"devices": devices}});
+        let mut claim: ResourceClaim = serde_json::from_value(claim).unwrap();
+        claim.metadata.namespace = metadata(name).namespace;
+        lab.create(&claim).await;
+        let mut live: ResourceClaim = lab.get(name).await;
+        let field = json!({"key": "metadata.name", "operator": "In", "values": ["n0"]});
+        let device = json!({"request": "r", "driver": "d.example.com", "pool": "n0", "device": name});
+        let allocation = json!({"devices": {"results": [device]},
+            "nodeSelector": {"nodeSelectorTerms": [{"matchFields": [field]}]}});
+        live.status = Some(serde_json::from_value(json!({"allocation": allocation})).unwrap());
+        lab.api::<ResourceClaim>().replace_status(name, &live).await.unwrap();
+    }
+    // Another pod has this one: it stays where it is.
+    lab.create(&pod("user", json!([{"name": "own", "resourceClaimName": "used"}]))).await;
+    lab.until("reserved", async || reserved(&lab.get("used").await) == ["user"]).await;
+    lab.create(&waiting("second", json!([{"name": "own", "resourceClaimName": "used"}]))).await;
+    lab.create(&waiting("a", json!([{"name": "own", "resourceClaimName": "left"}]))).await;
+    lab.until("placed", async || node_of(&lab, "a").await.as_deref() == Some("n1")).await;
+    assert_eq!(reserved(&lab.get("left").await), ["a"]);
+    assert_eq!(node_of(&lab, "second").await, None);
+    let used: ResourceClaim = lab.get("used").await;
+    assert!(allocated(&used) && reserved(&used) == ["user"]);
 }

@@ -65,7 +65,9 @@ fn plugins_are_enabled_and_disabled_by_extension_point() {
     }));
     assert_eq!((packer.name.as_str(), packer.enough), ("packer", Enough::Percentage(50)));
     assert_eq!(scores(&packer), [("NodeResourcesFit", 4), ("Mine", 5)]);
-    assert!(packer.rows.iter().all(|row| row.name() != "VolumeZone" && row.post_filter.is_none()));
+    assert!(packer.rows.iter().all(|row| row.name() != "VolumeZone"));
+    let preempts = |row: &Points| row.name() == "DefaultPreemption" && row.post_filter.is_some();
+    assert!(!packer.rows.iter().any(preempts));
     let only_filter = one(json!({"plugins": {
         "multiPoint": {"disabled": [{"name": "NodeResourcesFit"}]},
         "filter": {"enabled": [{"name": "NodeResourcesFit"}]},

@@ -1,7 +1,7 @@
 //! Pools of devices as one node sees them: the newest generation, complete or not.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -81,9 +81,6 @@ fn is_on(node: &Node, name: &Option<String>, all: Option<bool>, selector: Option
 /// Returns the devices of a slice that the node can use. `None`: the slice is not for the node.
 fn usable<'a>(slice: &'a ResourceSlice, node: &Node) -> Option<Vec<Candidate<'a>>> {
     let (spec, devices) = (&slice.spec, slice.spec.devices.iter().flatten());
-    if spec.shared_counters.as_ref().is_some_and(|counters| !counters.is_empty()) {
-        return Some(Vec::new());
-    }
     if spec.per_device_node_selection == Some(true) {
         let here = |d: &&Device| is_on(node, &d.node_name, d.all_nodes, d.node_selector.as_ref());
         let all: Vec<_> = devices.filter(here).map(|device| Candidate { slice, device }).collect();
@@ -93,28 +90,72 @@ fn usable<'a>(slice: &'a ResourceSlice, node: &Node) -> Option<Vec<Candidate<'a>
         .then(|| devices.map(|device| Candidate { slice, device }).collect())
 }
 
-/// Returns the pools with slices for a node, by driver and name.
-pub(super) fn on_node<'a>(slices: &'a [Arc<ResourceSlice>], node: &Node) -> Vec<Pool<'a>> {
-    let mut all: BTreeMap<(&str, &str), Vec<&ResourceSlice>> = BTreeMap::new();
-    for slice in slices {
-        all.entry((&slice.spec.driver, &slice.spec.pool.name)).or_default().push(slice);
-    }
-    let mut pools = Vec::new();
-    for ((driver, name), mut slices) in all {
-        // Only the newest generation counts, wherever its devices are.
-        let newest = slices.iter().map(|slice| slice.spec.pool.generation).max().unwrap_or(0);
-        slices.retain(|slice| slice.spec.pool.generation == newest);
-        slices.sort_by_key(|slice| slice.name());
-        let here: Vec<Vec<Candidate<'a>>> = slices.iter().filter_map(|slice| usable(slice, node)).collect();
-        let Some(first) = slices.first().filter(|_| !here.is_empty()) else { continue };
-        let incomplete = i64::try_from(slices.len()).ok() != Some(first.spec.pool.resource_slice_count);
-        let mut devices: Vec<Candidate<'a>> = here.into_iter().flatten().collect();
-        let mut seen = HashSet::new();
-        let invalid = devices.iter().any(|candidate| !seen.insert(&candidate.device.name));
-        if incomplete || invalid {
-            devices.clear();
+/// All slices by pool, made once for a decision about many nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Inventory {
+    /// By driver and name of the pool.
+    pools: Vec<Vec<Arc<ResourceSlice>>>,
+    /// Indices of the pools with a slice for one node only, by its name.
+    of_node: HashMap<String, Vec<usize>>,
+    /// Indices of the pools with a slice that may be for any node.
+    anywhere: Vec<usize>,
+}
+
+impl Inventory {
+    pub(crate) fn new(slices: Vec<Arc<ResourceSlice>>) -> Self {
+        let mut all: BTreeMap<(String, String), Vec<Arc<ResourceSlice>>> = BTreeMap::new();
+        for slice in slices {
+            let key = (slice.spec.driver.clone(), slice.spec.pool.name.clone());
+            all.entry(key).or_default().push(slice);
         }
-        pools.push(Pool { driver, name, incomplete, invalid, devices });
+        let mut inventory = Inventory::default();
+        for mut slices in all.into_values() {
+            slices.sort_by(|a, b| a.name().cmp(b.name()));
+            let at = inventory.pools.len();
+            let nodes: BTreeSet<Option<&str>> = slices.iter().map(|s| set(&s.spec.node_name)).collect();
+            for node in nodes {
+                match node {
+                    Some(node) => inventory.of_node.entry(node.to_owned()).or_default().push(at),
+                    None => inventory.anywhere.push(at),
+                }
+            }
+            inventory.pools.push(slices);
+        }
+        inventory
     }
-    pools
+
+    /// Returns the pools with slices for a node, by driver and name.
+    pub(super) fn on_node(&self, node: &Node) -> Vec<Pool<'_>> {
+        let own = self.of_node.get(node.name()).into_iter().flatten();
+        let indices: BTreeSet<usize> = own.chain(&self.anywhere).copied().collect();
+        indices.into_iter().filter_map(|at| pool(&self.pools[at], node)).collect()
+    }
+}
+
+/// Returns a pool as a node sees it. `None`: it has nothing for the node.
+///
+/// The newest generation is that of the slices for this node: a slice of another node, which that node may
+/// have written, takes no devices from it. Only if some are missing, all slices of the pool are looked at.
+fn pool<'a>(slices: &'a [Arc<ResourceSlice>], node: &Node) -> Option<Pool<'a>> {
+    let mut here: Vec<(&ResourceSlice, Vec<Candidate<'a>>)> =
+        slices.iter().filter_map(|slice| Some((&**slice, usable(slice, node)?))).collect();
+    let newest = here.iter().map(|(slice, _)| slice.spec.pool.generation).max()?;
+    here.retain(|(slice, _)| slice.spec.pool.generation == newest);
+    let spec = &here.first()?.0.spec;
+    let is_whole = |count: usize| i64::try_from(count).ok() == Some(spec.pool.resource_slice_count);
+    let mut incomplete = !is_whole(here.len());
+    if incomplete {
+        if slices.iter().any(|slice| slice.spec.pool.generation > newest) {
+            // The driver replaces the pool, and the new one has nothing here.
+            return None;
+        }
+        incomplete = !is_whole(slices.iter().filter(|s| s.spec.pool.generation == newest).count());
+    }
+    let mut devices: Vec<Candidate<'a>> = here.into_iter().flat_map(|(_, devices)| devices).collect();
+    let mut seen = HashSet::new();
+    let invalid = devices.iter().any(|candidate| !seen.insert(&candidate.device.name));
+    if incomplete || invalid {
+        devices.clear();
+    }
+    Some(Pool { driver: &spec.driver, name: &spec.pool.name, incomplete, invalid, devices })
 }

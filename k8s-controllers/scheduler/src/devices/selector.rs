@@ -3,10 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use k8s_cel::{Activation, Decl, Env, Meter, ObjectType, Opaque, Program, Type, Value};
-use k8s_core::{
-    api::api::resource::v1::DeviceAttribute,
-    meta::{ObjectExt, Quantity},
-};
+use k8s_core::{api::api::resource::v1::DeviceAttribute, meta::Quantity};
 
 use super::pools::Candidate;
 
@@ -15,14 +12,24 @@ const MOST_COST: u64 = 1_000_000;
 /// Cost limit of all evaluations of one decision.
 const BUDGET: u64 = 20_000_000;
 
-/// Selectors of one decision, with their results.
+/// Limit of the trials of devices in all searches of one decision.
+const MOST_TRIALS: usize = 1_000_000;
+
+/// Selectors of one decision, with their results, and what the decision may still cost.
+///
+/// A decision keeps its slices until its end: results are kept by the place of a device in memory.
 #[derive(Debug)]
 pub(crate) struct Selectors {
     env: Env,
-    programs: HashMap<String, Result<Program, String>>,
-    /// By expression, uid of the slice with its revision, and name of the device.
-    results: HashMap<(String, String, u64, String), bool>,
+    /// Numbers of the expressions.
+    numbers: HashMap<String, usize>,
+    programs: Vec<Result<Program, String>>,
+    /// By number of the expression, and address of the device.
+    results: HashMap<(usize, usize), bool>,
+    /// CEL cost.
     left: u64,
+    /// Trials of devices.
+    pub(super) trials: usize,
 }
 
 impl Default for Selectors {
@@ -37,29 +44,44 @@ impl Default for Selectors {
         let device = Decl::object(ObjectType::plain("kubernetes.DRADevice", fields));
         Selectors {
             env: Env::new().variable("device", device),
-            programs: HashMap::new(),
+            numbers: HashMap::new(),
+            programs: Vec::new(),
             results: HashMap::new(),
             left: BUDGET,
+            trials: MOST_TRIALS,
         }
     }
 }
 
 impl Selectors {
-    /// Returns true if all expressions are true for the device.
+    /// Returns the number of an expression, which is compiled once.
+    pub(super) fn number(&mut self, expression: &str) -> usize {
+        if let Some(number) = self.numbers.get(expression) {
+            return *number;
+        }
+        let program = self.env.compile(expression).map_err(|e| format!("CEL compile error: {e}"));
+        self.programs.push(program.and_then(|program| match program.result_type() {
+            Type::Bool | Type::Dyn => Ok(program),
+            other => Err(format!("CEL compile error: must evaluate to bool, not {other}")),
+        }));
+        let number = self.programs.len() - 1;
+        self.numbers.insert(expression.to_owned(), number);
+        number
+    }
+
+    /// Returns true if all expressions, given by their numbers, are true for the device.
     ///
     /// # Errors
     /// An expression is malformed, fails for this device, or costs too much.
-    pub(super) fn accept(&mut self, expressions: &[String], device: &Candidate<'_>) -> Result<bool, String> {
-        for (at, expression) in expressions.iter().enumerate() {
-            let slice = device.slice;
-            let key =
-                (expression.clone(), slice.uid().to_owned(), slice.revision(), device.device.name.clone());
-            let known = match self.results.get(&key) {
+    pub(super) fn accept(&mut self, expressions: &[usize], device: &Candidate<'_>) -> Result<bool, String> {
+        let place = std::ptr::from_ref(device.device).addr();
+        for (at, number) in expressions.iter().enumerate() {
+            let known = match self.results.get(&(*number, place)) {
                 Some(known) => *known,
                 None => {
-                    let result = self.evaluate(expression, device);
+                    let result = self.evaluate(*number, device);
                     let result = result.map_err(|why| format!("selector #{at}: {why}"))?;
-                    self.results.insert(key, result);
+                    self.results.insert((*number, place), result);
                     result
                 }
             };
@@ -70,19 +92,11 @@ impl Selectors {
         Ok(true)
     }
 
-    fn evaluate(&mut self, expression: &str, device: &Candidate<'_>) -> Result<bool, String> {
-        let env = &self.env;
-        let program = self.programs.entry(expression.to_owned()).or_insert_with(|| {
-            let program = env.compile(expression).map_err(|e| format!("CEL compile error: {e}"))?;
-            match program.result_type() {
-                Type::Bool | Type::Dyn => Ok(program),
-                other => Err(format!("CEL compile error: must evaluate to bool, not {other}")),
-            }
-        });
-        let program = program.as_ref().map_err(Clone::clone)?;
+    fn evaluate(&mut self, number: usize, device: &Candidate<'_>) -> Result<bool, String> {
+        let program = self.programs[number].as_ref().map_err(Clone::clone)?;
         let mut meter = Meter::new(MOST_COST.min(self.left));
-        let value = value(device)?;
-        let result = program.evaluate(&Activation::new().value("device", value), &mut meter);
+        let variable = Activation::new().value("device", value(device));
+        let result = program.evaluate(&variable, &mut meter);
         // Work that has no cost of CEL, such as building the value, counts as well.
         self.left = self.left.saturating_sub(meter.cost() + 100);
         match result {
@@ -93,19 +107,21 @@ impl Selectors {
     }
 }
 
-/// Returns the variable `device`.
-fn value<'a>(candidate: &Candidate<'a>) -> Result<Value<'a>, String> {
+/// Returns the variable `device`. What is malformed is left out: one bad attribute of one device fails only
+/// the expressions that read it.
+fn value<'a>(candidate: &Candidate<'a>) -> Value<'a> {
     let driver = candidate.slice.spec.driver.as_str();
     let mut attributes = Domains::default();
     for (name, attribute) in candidate.device.attributes.iter().flatten() {
-        let value =
-            scalar(attribute).ok_or_else(|| format!("attribute {name}: unsupported attribute value"))?;
-        attributes.add(name, driver, value);
+        if let Some(value) = scalar(attribute) {
+            attributes.add(name, driver, value);
+        }
     }
     let mut capacity = Domains::default();
     for (name, amount) in candidate.device.capacity.iter().flatten() {
-        let amount = Quantity::try_from(&amount.value).map_err(|e| format!("capacity {name}: {e}"))?;
-        capacity.add(name, driver, Value::Quantity(amount));
+        if let Ok(amount) = Quantity::try_from(&amount.value) {
+            capacity.add(name, driver, Value::Quantity(amount));
+        }
     }
     let shared = candidate.device.allow_multiple_allocations == Some(true);
     let fields = [
@@ -114,7 +130,7 @@ fn value<'a>(candidate: &Candidate<'a>) -> Result<Value<'a>, String> {
         ("attributes".to_owned(), attributes.value()),
         ("capacity".to_owned(), capacity.value()),
     ];
-    Ok(Value::map(fields, None))
+    Value::map(fields, None)
 }
 
 fn scalar(attribute: &DeviceAttribute) -> Option<Value<'_>> {

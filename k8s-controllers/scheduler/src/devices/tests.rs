@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use k8s_core::api::api::resource::v1::ResourceSlice;
+
 use super::*;
 
 fn node(name: &str) -> Node {
@@ -42,7 +44,8 @@ fn allocate_on(
     claims: &[Arc<ResourceClaim>],
 ) -> Answer {
     let in_use = used.iter().map(|name| ("d".to_owned(), "p".to_owned(), (*name).to_owned())).collect();
-    allocate(node, slices, &class, &in_use, claims, &mut Selectors::default())
+    let inventory = Inventory::new(slices.to_vec());
+    allocate(node, &inventory, &class, &in_use, claims, &mut Selectors::default())
 }
 
 /// Returns the given devices as `REQUEST=DEVICE`, or why there are none.
@@ -171,10 +174,17 @@ fn only_whole_and_newest_pools_of_the_node_count() {
     let refused =
         "error: claim n/c, request r: asks for all devices, but resource pool d/p is currently being updated";
     assert_eq!(say(allocate_on(&n0, &[one(half)], &[], &all)), refused);
-    // The newer generation has nothing here: the old slice no longer counts.
+    // A node that writes into the pool of another one takes nothing from it, whatever the generation.
+    for generation in [1, 2] {
+        let pool = json!({"name": "p", "generation": generation, "resourceSliceCount": 1});
+        let both = [one(json!({"nodeName": "n0"})), slice("t", json!({"nodeName": "n1", "pool": pool}))];
+        assert_eq!(say(allocate_on(&n0, &both, &[], &plain)), "r=a");
+        assert_eq!(say(allocate_on(&n0, &both, &[], &all)), "r=a");
+    }
+    // Of two slices one is replaced already, and the new one has nothing here.
+    let old = json!({"nodeName": "n0", "pool": {"name": "p", "generation": 1, "resourceSliceCount": 2}});
     let newer = json!({"nodeName": "n1", "pool": {"name": "p", "generation": 2, "resourceSliceCount": 1}});
-    let both = [one(json!({"nodeName": "n0"})), slice("t", newer)];
-    assert_eq!(say(allocate_on(&n0, &both, &[], &plain)), "none");
+    assert_eq!(say(allocate_on(&n0, &[one(old), slice("t", newer)], &[], &plain)), "none");
     let twice = json!({"allNodes": true, "devices": [{"name": "a"}, {"name": "a"}]});
     assert_eq!(on(&n0, twice), "error: invalid resource pools were encountered");
 }
@@ -191,6 +201,29 @@ fn configurations_of_classes_and_claims_come_with_the_devices() {
     let text = |all: &[&str]| all.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
     assert_eq!(said, [("FromClass".to_owned(), text(&["r", "s"])), ("FromClaim".to_owned(), text(&["r"]))]);
     assert_eq!(found[0].node_selector, None);
+}
+
+#[test]
+fn a_malformed_attribute_fails_only_what_reads_it() {
+    let devices = json!([{"name": "a", "attributes": {"fw": {"version": "v1"}, "kind": {"string": "x"}}}]);
+    let slices = [slice("s", json!({"allNodes": true, "devices": devices}))];
+    let asked = |text: &str| {
+        let selectors = json!({"selectors": [{"cel": {"expression": text}}]});
+        say(allocate_on(&node("n0"), &slices, &[], &[claim(json!({"requests": [request("r", selectors)]}))]))
+    };
+    assert_eq!(asked("device.attributes['d'].kind == 'x'"), "r=a");
+    assert!(asked("device.attributes['d'].fw.major() == 1").starts_with("error: claim n/c, request r"));
+}
+
+#[test]
+fn a_request_that_no_device_fits_ends_the_search_at_once() {
+    let devices: Vec<Value> = (0..16).map(|n| json!({"name": format!("d{n}")})).collect();
+    let slices = [slice("s", json!({"allNodes": true, "devices": devices}))];
+    let mut requests: Vec<Value> = (0..15).map(|n| request(&format!("r{n}"), json!({}))).collect();
+    let none = json!({"selectors": [{"cel": {"expression": "device.driver == 'none'"}}]});
+    requests.push(request("last", none));
+    let answer = say(allocate_on(&node("n0"), &slices, &[], &[claim(json!({"requests": requests}))]));
+    assert_eq!(answer, "none", "15! arrangements");
 }
 
 #[test]

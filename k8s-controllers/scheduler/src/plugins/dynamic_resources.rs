@@ -7,6 +7,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{
     api::api::{
         core::v1::Pod,
@@ -14,14 +15,14 @@ use k8s_core::{
             AllocationResult, DeviceRequestAllocationResult, ResourceClaim, ResourceClaimConsumerReference,
         },
     },
-    client::{Api, Error},
+    client::{Api, Client, Error},
     meta::{ObjectExt, node::NodeTerm},
 };
 
 use crate::{
-    Cluster, Cycle, EnqueueExtensions, Filter, NodeInfo, Placement, Plugin, PodInfo, Points, PreBind,
-    PreEnqueue, PreFilter, Reject, Reserve, WakeOn,
-    devices::{DeviceId, Selectors, allocate},
+    Cluster, Cycle, EnqueueExtensions, Filter, NodeInfo, Nomination, Placement, Plugin, PodInfo, Points,
+    PostFilter, PreBind, PreEnqueue, PreFilter, Reject, Reserve, Search, WakeOn,
+    devices::{DeviceId, Inventory, Selectors, allocate},
     volumes::Lists,
 };
 
@@ -37,7 +38,8 @@ const MOST_RESERVED: usize = 256;
 /// Allocates devices to the claims of a pod, and reserves the claims for it.
 ///
 /// A device is promised from the decision on until the API server has the allocation, so that no other pod
-/// gets it. If the binding then fails, claim and reservation stay for the next attempt.
+/// gets it. If the binding then fails, claim and reservation stay for the next attempt. When they hold the
+/// pod to nodes on which it cannot run, they are given up.
 #[derive(Debug, Default)]
 pub struct DynamicResources {
     /// By the uid of the claim.
@@ -62,6 +64,7 @@ struct Claims {
     /// The nodes on which allocated ones are available.
     bound: Vec<Vec<NodeTerm>>,
     in_use: HashSet<DeviceId>,
+    inventory: Inventory,
     selectors: Mutex<Selectors>,
 }
 
@@ -182,14 +185,15 @@ impl DynamicResources {
                 Some(allocation) => bound.extend(allocation.node_selector.as_ref().map(NodeTerm::of)),
             }
         }
-        let mut in_use = HashSet::new();
+        let (mut in_use, mut inventory) = (HashSet::new(), Inventory::default());
         if !open.is_empty() {
+            inventory = Inventory::new(lists.devices.slices.list());
             for claim in lists.devices.claims.list() {
                 allocation(&claim).into_iter().for_each(|given| add_devices(&mut in_use, given));
             }
             promised.values().for_each(|promise| add_devices(&mut in_use, &promise.allocation));
         }
-        Ok(Some(Claims { open, bound, in_use, selectors: Mutex::default() }))
+        Ok(Some(Claims { open, bound, in_use, inventory, selectors: Mutex::default() }))
     }
 }
 
@@ -203,8 +207,7 @@ impl Claims {
         }
         let class = |name: &str| lists.devices.classes.get("", name);
         let mut selectors = self.selectors.lock().unwrap_or_else(PoisonError::into_inner);
-        let slices = lists.devices.slices.list();
-        let found = allocate(&node.node, &slices, &class, &self.in_use, &self.open, &mut selectors);
+        let found = allocate(&node.node, &self.inventory, &class, &self.in_use, &self.open, &mut selectors);
         found.map_err(Reject::never)?.ok_or_else(|| Reject::never("cannot allocate all claims"))
     }
 }
@@ -257,6 +260,48 @@ impl Filter for DynamicResources {
             (Some(claims), Some(lists)) => claims.on(lists, node).map(drop),
             _ => Ok(()),
         }
+    }
+}
+
+impl PostFilter for DynamicResources {
+    fn post_filter(&self, _: &mut dyn Search) -> Nomination {
+        Nomination::No(String::new())
+    }
+
+    /// Takes back the allocation of one claim that keeps the pod from some node and that no other consumer
+    /// has: left by a binding that failed, or by a scheduler that ended before it.
+    fn release(&self, cluster: &Cluster, pod: &PodInfo, client: &Client) -> Option<BoxFuture<'static, ()>> {
+        if !has_claims(&pod.pod) {
+            return None;
+        }
+        let lists = cluster.lists()?;
+        let claims = claims_of(pod, lists).ok()?;
+        let promised = self.promised(lists);
+        let claim = claims.into_iter().find(|claim| {
+            let place = allocation(claim).and_then(|given| given.node_selector.as_ref()).map(NodeTerm::of);
+            let elsewhere = place.is_some_and(|terms| {
+                cluster.nodes().iter().any(|node| !terms.iter().any(|term| term.matches(&node.node)))
+            });
+            let others = reservations(claim).iter().any(|consumer| consumer.uid != pod.uid());
+            elsewhere && !others && !promised.contains_key(claim.uid())
+        })?;
+        Some(deallocate(client.clone(), claim, pod.pod.clone()).boxed())
+    }
+}
+
+/// Takes back the allocation of a claim as it was seen, unless the pod has got a node in the meantime.
+async fn deallocate(client: Client, claim: Arc<ResourceClaim>, pod: Arc<Pod>) {
+    let live = client.namespaced::<Pod>(pod.namespace()).get_opt(pod.name()).await;
+    let waits = |live: &Pod| live.spec.as_ref().is_none_or(|spec| spec.node_name.is_none());
+    if !matches!(live, Ok(Some(live)) if live.uid() == pod.uid() && waits(&live)) {
+        return;
+    }
+    let mut free = ResourceClaim::clone(&claim);
+    free.status = None;
+    let done =
+        client.namespaced::<ResourceClaim>(claim.namespace()).replace_status(claim.name(), &free).await;
+    if let Err(error) = done {
+        tracing::debug!(claim = %claim.key(), %error, "allocation not taken back");
     }
 }
 
@@ -395,6 +440,7 @@ impl EnqueueExtensions for DynamicResources {
 
 impl Plugin for DynamicResources {
     fn points(self) -> Points {
-        Points::of(self).pre_enqueues().pre_filters().filters().reserves().pre_binds().wakes().points()
+        let points = Points::of(self).pre_enqueues().pre_filters().filters().post_filters();
+        points.reserves().pre_binds().wakes().points()
     }
 }
