@@ -5,7 +5,10 @@ use k8s_core::api::{
         apps::v1::{DeploymentCondition, ReplicaSetCondition},
         autoscaling::v2::HorizontalPodAutoscalerCondition,
         batch::v1::JobCondition,
-        core::v1::{NamespaceCondition, NodeCondition, PodCondition, ReplicationControllerCondition},
+        core::v1::{
+            NamespaceCondition, NodeCondition, PersistentVolumeClaimCondition, PodCondition,
+            ReplicationControllerCondition,
+        },
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -70,6 +73,7 @@ condition!(
     JobCondition { last_probe_time },
     NamespaceCondition {},
     NodeCondition { last_heartbeat_time },
+    PersistentVolumeClaimCondition { last_probe_time },
     PodCondition {},
 );
 

@@ -209,7 +209,7 @@ pub static ALL: &[BuiltIn] = &[
     row("node-lifecycle-controller", "nodelifecycle", "node-controller", node::lifecycle),
     row("taint-eviction-controller", "tainteviction", "node-controller", node::eviction),
     row("node-ipam-controller", "nodeipam", "node-controller", node::ipam),
-    row("ttl-controller", "ttl", "ttl-controller", node::ttl),
+    row("ttl-controller", "ttl", "ttl-controller", node::ttl::start),
     row("pod-garbage-collector-controller", "podgc", "pod-garbage-collector", node::pod_gc),
     row("cronjob-controller", "cronjob", "cronjob-controller", cronjob::start),
     row(

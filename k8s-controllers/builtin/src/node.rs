@@ -9,7 +9,7 @@ mod eviction;
 mod ipam;
 mod lifecycle;
 mod pod_gc;
-mod ttl;
+pub(super) mod ttl;
 mod zones;
 
 use futures::future::BoxFuture;
@@ -68,8 +68,4 @@ pub(super) fn ipam(environment: Environment, options: Options) -> BoxFuture<'sta
 
 pub(super) fn pod_gc(environment: Environment, options: Options) -> BoxFuture<'static, ()> {
     Box::pin(pod_gc::run(environment, options.terminated_pod_threshold))
-}
-
-pub(super) fn ttl(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
-    Controller::<Node>::new().named("ttl-controller").run_in(environment, ttl::NodeTtl::default())
 }

@@ -51,11 +51,19 @@
 //! 3. Storage is removed only after the API server has said that its volume is released and has the policy
 //!    `Delete`.
 //! 4. A claim whose driver or node does not work is told so by events, and is tried again with back-off.
+//! 5. A claim's `status.capacity` is a size that its driver said the storage has.
+//! 6. While a driver is asked for a size it is asked for no other one, unless it said that it will never have
+//!    that size.
 //!
-//! Not here: binding (the volume binder), mounting (the kubelet), expansion, snapshots.
+//! A driver that is an [`Expander`] makes volumes larger, too: [`resizer`].
+//!
+//! Not here: binding (the volume binder), mounting (the kubelet), a file system that a node must make larger,
+//! snapshots.
 
+mod expansion;
 mod local_path;
 mod plan;
+mod resizer;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -69,8 +77,11 @@ use k8s_core::{
     meta::{ObjectExt, ObjectKey},
 };
 
-pub use self::local_path::{DRIVER as LOCAL_PATH, LocalPath};
 use self::plan::Fate;
+pub use self::{
+    local_path::{DRIVER as LOCAL_PATH, LocalPath},
+    resizer::{Expander, Expanding, expansions, resizer},
+};
 use crate::volumes::{SELECTED_NODE, matching};
 
 /// Back-off of what failed.
@@ -102,18 +113,32 @@ impl Wanted<'_> {
 #[error("{message}")]
 pub struct Failure {
     message: String,
-    elsewhere: bool,
+    remedy: Remedy,
+}
+
+/// What can help after a [`Failure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    Again,
+    Elsewhere,
+    OtherSize,
 }
 
 impl Failure {
     /// The same is tried again, with back-off.
     pub fn again(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), elsewhere: false }
+        Failure { message: message.into(), remedy: Remedy::Again }
     }
 
-    /// Not on this node: the scheduler chooses again. For [`Provisioner::delete`] as [`Failure::again`].
+    /// Not on this node: the scheduler chooses again. As [`Failure::again`] for all but
+    /// [`Provisioner::provision`].
     pub fn elsewhere(message: impl Into<String>) -> Self {
-        Failure { message: message.into(), elsewhere: true }
+        Failure { message: message.into(), remedy: Remedy::Elsewhere }
+    }
+
+    /// Never of this size; the claim may ask for less. As [`Failure::again`] for all but [`Expander::expand`].
+    pub fn infeasible(message: impl Into<String>) -> Self {
+        Failure { message: message.into(), remedy: Remedy::OtherSize }
     }
 }
 
@@ -183,12 +208,17 @@ pub fn claims(name: &str) -> Controller<PersistentVolumeClaim> {
             let of = |claim: &&Arc<PersistentVolumeClaim>| matching::class_of_claim(claim) == class.name();
             all.iter().filter(of).map(|claim| claim.key()).collect()
         })
-        .watches::<PersistentVolume>(|_, volume| match matching::claim_of(volume) {
-            // A volume that was deleted while its claim waited for the binding is made again.
-            Some((namespace, name, Some(_))) => vec![ObjectKey::new(namespace, name)],
-            _ => Vec::new(),
-        })
+        // A volume that was deleted while its claim waited for the binding is made again.
+        .watches::<PersistentVolume>(|_, volume| bound_claim(volume))
         .reads::<Node>()
+}
+
+/// Returns the claim that a volume is bound to.
+fn bound_claim(volume: &PersistentVolume) -> Vec<ObjectKey> {
+    match matching::claim_of(volume) {
+        Some((namespace, name, Some(_))) => vec![ObjectKey::new(namespace, name)],
+        _ => Vec::new(),
+    }
 }
 
 /// Returns the controller of volumes for [`Reclaiming`]. `name` is the driver's.
@@ -219,6 +249,14 @@ impl<P: Provisioner> Reconcile for Provisioning<P> {
                 None => return self.without_node(cx, &claim, name).await,
             },
         };
+        // Storage that is made for a claim that is gone stays behind, so the newest version decides.
+        let live = cx.api::<PersistentVolumeClaim>(claim.namespace()).get_opt(claim.name()).await?;
+        let same = |live: &PersistentVolumeClaim| {
+            live.uid() == claim.uid() && plan::is_wanted(live, &class, self.0.name())
+        };
+        if !live.as_ref().is_some_and(same) {
+            return Ok(Action::await_change());
+        }
         let message = format!(
             "External provisioner is provisioning volume for claim \"{}/{}\"",
             claim.namespace(),
@@ -244,7 +282,7 @@ impl<P: Provisioner> Reconcile for Provisioning<P> {
                 let why =
                     format!("failed to provision volume with StorageClass {:?}: {failure}", class.name());
                 cx.event(&*claim, EventType::Warning, "ProvisioningFailed", why.clone());
-                if failure.elsewhere {
+                if failure.remedy == Remedy::Elsewhere {
                     choose_again(cx, &claim).await?;
                     return Ok(Action::await_change());
                 }

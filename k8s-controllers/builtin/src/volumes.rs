@@ -89,7 +89,8 @@ fn waiting(caches: &Caches) -> Vec<ObjectKey> {
     all.iter().filter(|c| volume_name(c).is_empty()).map(|c| c.key()).collect()
 }
 
-fn volume_name(claim: &PersistentVolumeClaim) -> &str {
+/// Returns the volume that a claim names, or an empty text.
+pub(crate) fn volume_name(claim: &PersistentVolumeClaim) -> &str {
     claim.spec.as_ref().and_then(|s| s.volume_name.as_deref()).unwrap_or_default()
 }
 
@@ -242,9 +243,15 @@ async fn set_phase(
     let spec = volume.and_then(|v| v.spec.as_ref());
     cx.status(claim, |next| {
         let status: &mut PersistentVolumeClaimStatus = next.status.get_or_insert_default();
+        let is_new = status.phase.as_deref() != Some(phase);
         status.phase = Some(phase.to_owned());
-        status.capacity = spec.and_then(|s| s.capacity.clone());
         status.access_modes = spec.and_then(|s| s.access_modes.clone());
+        // The size of a bound claim is told by who makes its volume larger.
+        if is_new || spec.is_none() {
+            status.capacity = spec.and_then(|s| s.capacity.clone());
+            let class = spec.and_then(|s| s.volume_attributes_class_name.clone());
+            status.current_volume_attributes_class_name = class.filter(|name| !name.is_empty());
+        }
     })
     .await
 }

@@ -1,12 +1,17 @@
 //! Annotation of nodes with the time that kubelets may keep ConfigMaps and Secrets without asking again,
 //! which grows with the cluster.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
 
+use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{api::api::core::v1::Node, meta::ObjectExt};
 use serde_json::json;
 
-use k8s_controllers::{Action, Context, Error, Reconcile};
+use crate::Options;
+use k8s_controllers::{Action, Context, Controller, Environment, Error, Reconcile, predicates};
 
 const ANNOTATION: &str = "node.alpha.kubernetes.io/ttl";
 
@@ -26,21 +31,56 @@ fn next(mut step: usize, nodes: usize) -> usize {
     step
 }
 
-/// Writes the annotation.
+/// The time that the number of nodes asks for.
 #[derive(Default)]
-pub(super) struct NodeTtl {
-    step: Mutex<usize>,
+struct Step {
+    present: Mutex<usize>,
+    /// Place of the step that all nodes were last told of.
+    told: AtomicUsize,
 }
+
+impl Step {
+    /// Returns the place of the step for a number of nodes.
+    fn advance(&self, nodes: usize) -> usize {
+        let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        *present = next(*present, nodes);
+        *present
+    }
+
+    /// Returns true once after each change of the step.
+    fn is_news(&self, nodes: usize) -> bool {
+        let step = self.advance(nodes);
+        self.told.swap(step, Ordering::SeqCst) != step
+    }
+}
+
+/// Runs the controller.
+pub(crate) fn start(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    let step = Arc::new(Step::default());
+    let shared = step.clone();
+    let number = predicates::changed(|node: &Node| node.metadata.uid.clone());
+    Controller::<Node>::new()
+        .named("ttl-controller")
+        .watches_when::<Node>(number, move |caches, _| {
+            let all = caches.of::<Node>();
+            if shared.is_news(all.len()) {
+                all.list().iter().map(|node| node.key()).collect()
+            } else {
+                Vec::new()
+            }
+        })
+        .run_in(environment, NodeTtl(step))
+        .boxed()
+}
+
+/// Writes the annotation.
+struct NodeTtl(Arc<Step>);
 
 impl Reconcile for NodeTtl {
     type Kind = Node;
 
     async fn reconcile(&self, cx: &Context, node: Arc<Node>) -> Result<Action, Error> {
-        let seconds = {
-            let mut step = self.step.lock().unwrap_or_else(PoisonError::into_inner);
-            *step = next(*step, cx.caches().of::<Node>().len());
-            STEPS[*step].2.to_string()
-        };
+        let seconds = STEPS[self.0.advance(cx.caches().of::<Node>().len())].2.to_string();
         if node.annotation(ANNOTATION) != Some(&seconds) {
             let annotations = json!({ANNOTATION: seconds});
             cx.merge(&*node, &json!({"metadata": {"uid": node.uid(), "annotations": annotations}})).await?;

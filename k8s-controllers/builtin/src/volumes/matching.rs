@@ -34,7 +34,7 @@ pub(crate) fn claim_of(volume: &PersistentVolume) -> Option<(&str, &str, Option<
 }
 
 /// Returns the storage of a list of resources.
-pub(super) fn size(
+pub(crate) fn size(
     map: Option<
         &std::collections::BTreeMap<String, k8s_core::api::apimachinery::pkg::api::resource::Quantity>,
     >,
@@ -63,7 +63,7 @@ fn capacity(volume: &PersistentVolume) -> Quantity {
 }
 
 /// Returns the storage that a claim requests.
-pub(super) fn request(claim: &PersistentVolumeClaim) -> Quantity {
+pub(crate) fn request(claim: &PersistentVolumeClaim) -> Quantity {
     size(claim.spec.as_ref().and_then(|s| s.resources.as_ref()?.requests.as_ref()))
 }
 
@@ -81,7 +81,7 @@ fn has_attributes_of(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -
 }
 
 /// Returns true if the volume is reserved for the claim, or bound to it.
-pub(super) fn is_meant(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
+pub(crate) fn is_meant(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     claim_of(volume).is_some_and(|(namespace, name, uid)| {
         namespace == claim.namespace() && name == claim.name() && uid.is_none_or(|uid| uid == claim.uid())
     })

@@ -1,27 +1,36 @@
 //! Protection of claims and volumes in use: their finalizer goes when nothing uses them.
 //!
 //! Invariants:
-//! 1. A claim that is being deleted stays as long as a pod with a node refers to it.
+//! 1. A claim that is being deleted stays as long as a pod with a node refers to it. The pods that the API
+//!    server has are asked, too, because a cache may be behind.
 //! 2. A volume that is being deleted stays as long as it is bound.
 //! 3. Every claim and volume that is not being deleted has its finalizer. (The admission plugin
 //!    StorageObjectInUseProtection sets it at creation; this controller, on older ones.)
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use k8s_core::{
-    api::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod},
+    api::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod, Volume},
+    client::ListParams,
     meta::{ObjectExt, ObjectKey},
 };
 
-use crate::Options;
+use crate::{Options, pods::node_name};
 use k8s_controllers::{Action, Context, Controller, Environment, Error, Reconcile};
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
+/// Time after which a claim is looked at again whose pods the cache does not have yet.
+const BEHIND: Duration = Duration::from_secs(5);
+
+/// Index of pods by the claims that they name.
+const BY_CLAIM: &str = "claims of protection";
 
 /// Runs the protection of claims.
 pub(crate) fn claims(environment: Environment, _: Options) -> BoxFuture<'static, ()> {
+    let pods = environment.caches.of::<Pod>();
+    pods.add_index(BY_CLAIM, |pod| claims_of(pod).iter().map(ToString::to_string).collect());
     Controller::<PersistentVolumeClaim>::new()
         .named("pvc-protection-controller")
         .watches::<Pod>(|_, pod| claims_of(pod))
@@ -37,24 +46,35 @@ pub(crate) fn volumes(environment: Environment, _: Options) -> BoxFuture<'static
         .boxed()
 }
 
+/// Returns the name of the claim of a volume, and true if it is an ephemeral one.
+fn claim_of(pod: &Pod, volume: &Volume) -> Option<(String, bool)> {
+    match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some((claim.claim_name.clone(), false)),
+        (None, Some(_)) => Some((format!("{}-{}", pod.name(), volume.name), true)),
+        (None, None) => None,
+    }
+}
+
+fn volumes_of(pod: &Pod) -> impl Iterator<Item = (String, bool)> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    volumes.filter_map(|volume| claim_of(pod, volume))
+}
+
 /// Returns the claims that a pod refers to, those of its ephemeral volumes included.
 fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
-    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let names = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name.clone()),
-        (None, Some(_)) => Some(format!("{}-{}", pod.name(), volume.name)),
-        (None, None) => None,
-    });
-    names.map(|name| ObjectKey::new(pod.namespace(), &name)).collect()
+    volumes_of(pod).map(|(name, _)| ObjectKey::new(pod.namespace(), &name)).collect()
 }
 
 /// Returns true if a pod on a node refers to a claim. A pod without a node is not started with a claim that
-/// is being deleted.
-fn is_used(pods: &[Arc<Pod>], claim: &ObjectKey) -> bool {
-    let placed = |pod: &&Arc<Pod>| {
-        pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).is_some_and(|node| !node.is_empty())
-    };
-    pods.iter().filter(placed).any(|pod| claims_of(pod).contains(claim))
+/// is being deleted, nor is one whose ephemeral volume has the claim of an earlier pod. One that was deleted
+/// without grace has ended, and may wait for the claim itself.
+fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
+    let ended = pod.is_deleting() && pod.metadata.deletion_grace_period_seconds == Some(0);
+    let is_own = || claim.controller_ref().is_some_and(|owner| owner.uid == pod.uid());
+    !node_name(pod).is_empty()
+        && !ended
+        && pod.namespace() == claim.namespace()
+        && volumes_of(pod).any(|(name, is_ephemeral)| name == claim.name() && (!is_ephemeral || is_own()))
 }
 
 struct Claims;
@@ -68,9 +88,14 @@ impl Reconcile for Claims {
         match (claim.is_deleting(), has) {
             (false, false) => all.push(CLAIM.to_owned()),
             (true, true) => {
-                let pods = cx.caches().of::<Pod>().list();
-                if is_used(&pods, &claim.key()) {
+                let cached = cx.caches().of::<Pod>().by_index(BY_CLAIM, &claim.key().to_string());
+                if cached.iter().any(|pod| uses(pod, &claim)) {
                     return Ok(Action::await_change());
+                }
+                let live = cx.api::<Pod>(claim.namespace()).list(&ListParams::default()).await?;
+                if let Some(pod) = live.iter().find(|pod| uses(pod, &claim)) {
+                    tracing::debug!(claim = %claim.key(), pod = pod.name(), "in use, says the API server");
+                    return Ok(Action::requeue_after(BEHIND));
                 }
                 all.retain(|name| name != CLAIM);
             }
@@ -106,22 +131,44 @@ impl Reconcile for Volumes {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
-    fn pod(name: &str, node: &str, volumes: serde_json::Value) -> Arc<Pod> {
-        let spec = serde_json::json!({"nodeName": node, "containers": [], "volumes": volumes});
-        let metadata = serde_json::json!({"name": name, "namespace": "a"});
-        Arc::new(serde_json::from_value(serde_json::json!({"metadata": metadata, "spec": spec})).unwrap())
+    fn pod(node: &str, volumes: Value, metadata: Value) -> Pod {
+        let spec = json!({"nodeName": node, "containers": [], "volumes": volumes});
+        let mut full = json!({"name": "p", "namespace": "a", "uid": "u"});
+        full.as_object_mut().unwrap().extend(metadata.as_object().unwrap().clone());
+        serde_json::from_value(json!({"metadata": full, "spec": spec})).unwrap()
+    }
+
+    fn claim(name: &str, owner: &str) -> PersistentVolumeClaim {
+        let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": owner, "controller": true});
+        let metadata = json!({"name": name, "namespace": "a", "ownerReferences": [owner]});
+        serde_json::from_value(json!({"metadata": metadata})).unwrap()
     }
 
     #[test]
     fn pods_on_nodes_use_their_claims() {
-        let claim = serde_json::json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
-        let ephemeral = serde_json::json!([{"name": "v", "ephemeral": {}}]);
-        let (data, own) = (ObjectKey::new("a", "data"), ObjectKey::new("a", "p-v"));
-        assert!(is_used(&[pod("p", "n", claim.clone())], &data));
-        assert!(!is_used(&[pod("p", "", claim)], &data), "it has no node");
-        assert!(is_used(&[pod("p", "n", ephemeral.clone())], &own));
-        assert!(!is_used(&[pod("p", "n", ephemeral)], &data));
+        let named = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
+        let own = json!([{"name": "v", "ephemeral": {}}]);
+        let (plain, deleting) = (json!({}), json!({"deletionTimestamp": "2026-01-01T00:00:00Z"}));
+        let with = |seconds: u32| {
+            let mut metadata = deleting.clone();
+            metadata["deletionGracePeriodSeconds"] = seconds.into();
+            metadata
+        };
+        for (pod, claim, want) in [
+            (pod("n", named.clone(), plain.clone()), claim("data", "x"), true),
+            (pod("", named.clone(), plain.clone()), claim("data", "x"), false),
+            (pod("n", named.clone(), json!({"namespace": "b"})), claim("data", "x"), false),
+            (pod("n", named.clone(), with(30)), claim("data", "x"), true),
+            (pod("n", named.clone(), with(0)), claim("data", "x"), false),
+            (pod("n", own.clone(), plain.clone()), claim("p-v", "u"), true),
+            (pod("n", own.clone(), plain.clone()), claim("p-v", "of an earlier pod"), false),
+            (pod("n", own, plain), claim("data", "u"), false),
+        ] {
+            assert_eq!(uses(&pod, &claim), want, "{pod:?} {claim:?}");
+        }
     }
 }

@@ -7,7 +7,10 @@ use std::{
 
 use k8s_builtin::{
     pods::{is_ready, node_name},
-    provisioner::{Failure, Provisioner, Provisioning, Reclaiming, Wanted, claims, volumes},
+    provisioner::{
+        Expander, Expanding, Failure, Provisioner, Provisioning, Reclaiming, Wanted, claims, expansions,
+        volumes,
+    },
 };
 use k8s_controllers::Context;
 use k8s_core::{
@@ -17,7 +20,8 @@ use k8s_core::{
         },
         storage::v1::StorageClass,
     },
-    meta::ObjectExt,
+    api::apimachinery::pkg::api::resource::Quantity as ApiQuantity,
+    meta::{ObjectExt, Quantity},
 };
 use serde_json::{Value, json};
 
@@ -32,6 +36,8 @@ struct Fake {
     broken: Mutex<Option<Failure>>,
     /// A node on which it can make none.
     refuses: Mutex<Option<&'static str>>,
+    /// The sizes to which volumes were to be expanded.
+    expanded: Mutex<Vec<String>>,
 }
 
 impl Provisioner for Fake {
@@ -61,6 +67,17 @@ impl Provisioner for Fake {
     }
 }
 
+impl Expander for Fake {
+    async fn expand(&self, _: &Context, _: &PersistentVolume, size: Quantity) -> Result<Quantity, Failure> {
+        self.expanded.lock().unwrap().push(size.to_string());
+        match self.broken.lock().unwrap().clone() {
+            Some(failure) => Err(failure),
+            // It gives whole gibibytes.
+            None => Ok(Quantity::from_bytes((size.units() + (1 << 30) - 1) >> 30 << 30)),
+        }
+    }
+}
+
 impl Fake {
     fn nodes(&self) -> Vec<String> {
         self.made.lock().unwrap().values().cloned().collect()
@@ -73,6 +90,7 @@ async fn start(nodes: usize, class: Value) -> (Lab, Arc<Fake>) {
     let driver = Arc::new(Fake::default());
     tokio::spawn(claims(DRIVER).run(lab.client.clone(), Provisioning(driver.clone())));
     tokio::spawn(volumes(DRIVER).run(lab.client.clone(), Reclaiming(driver.clone())));
+    tokio::spawn(expansions(DRIVER).run(lab.client.clone(), Expanding(driver.clone())));
     let mut full = json!({"metadata": {"name": "fast"}, "provisioner": DRIVER,
         "volumeBindingMode": "WaitForFirstConsumer"});
     full.as_object_mut().unwrap().extend(class.as_object().unwrap().clone());
@@ -234,4 +252,88 @@ async fn a_class_of_another_provisioner_waits_quietly() {
     lab.is_quiet().await;
     assert!(driver.nodes().is_empty());
     assert!(!is_ready(&lab.get::<Pod>("p").await));
+}
+
+/// Starts a lab whose claim `c` of 1 GiB is bound, of a class that permits more.
+async fn bound() -> (Lab, Arc<Fake>) {
+    let (lab, driver) =
+        start(1, json!({"volumeBindingMode": "Immediate", "allowVolumeExpansion": true})).await;
+    claim(&lab, "c", json!({})).await;
+    let phase = async || lab.get::<PersistentVolumeClaim>("c").await.status.unwrap().phase;
+    lab.until("bound", async || phase().await.as_deref() == Some("Bound")).await;
+    lab.is_quiet().await;
+    (lab, driver)
+}
+
+async fn ask(lab: &Lab, size: &str) {
+    lab.edit("c", |claim: &mut PersistentVolumeClaim| {
+        let resources = claim.spec.as_mut().unwrap().resources.as_mut().unwrap();
+        resources.requests.as_mut().unwrap().insert("storage".into(), ApiQuantity(size.into()));
+    })
+    .await;
+}
+
+/// The claim's status without its times, and the capacity of its volume.
+async fn sizes(lab: &Lab) -> (Value, String) {
+    let claim: PersistentVolumeClaim = lab.get("c").await;
+    let mut status = serde_json::to_value(claim.status).unwrap();
+    for condition in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        condition.as_object_mut().unwrap().retain(|key, _| key == "type" || key == "message");
+    }
+    status.as_object_mut().unwrap().retain(|key, _| key != "phase" && key != "accessModes");
+    let volume: PersistentVolume = lab.get(&claim.spec.unwrap().volume_name.unwrap()).await;
+    (status, volume.spec.unwrap().capacity.unwrap()["storage"].0.clone())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_asks_for_more_gets_it() {
+    let (lab, driver) = bound().await;
+    ask(&lab, "1500Mi").await;
+    lab.until("expanded", async || sizes(&lab).await.1 == "2Gi").await;
+    lab.is_quiet().await;
+    let done = json!({"capacity": {"storage": "2Gi"}, "allocatedResources": {"storage": "1500Mi"}});
+    assert_eq!(sizes(&lab).await, (done, "2Gi".to_owned()));
+    heard(&lab, "Resizing", "External resizer is resizing volume pvc-").await;
+    heard(&lab, "VolumeResizeSuccessful", "Resize volume succeeded").await;
+    // That much it has already.
+    ask(&lab, "2Gi").await;
+    lab.is_quiet().await;
+    assert_eq!(*driver.expanded.lock().unwrap(), ["1500Mi"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expansion_that_fails_is_tried_again_with_the_same_size() {
+    let (lab, driver) = bound().await;
+    *driver.broken.lock().unwrap() = Some(Failure::again("the disk is away"));
+    ask(&lab, "3Gi").await;
+    heard(&lab, "VolumeResizeFailed", "by resizer \"x.io\" failed: the disk is away").await;
+    ask(&lab, "2Gi").await;
+    tokio::time::sleep(std::time::Duration::from_secs(3600)).await;
+    let (status, capacity) = sizes(&lab).await;
+    assert_eq!(capacity, "1Gi");
+    assert_eq!(status["capacity"]["storage"], "1Gi");
+    assert_eq!(status["allocatedResourceStatuses"]["storage"], "ControllerResizeInProgress");
+    let kinds: Vec<&Value> = status["conditions"].as_array().unwrap().iter().map(|c| &c["type"]).collect();
+    assert_eq!(kinds, ["Resizing", "ControllerResizeError"]);
+    let tries = driver.expanded.lock().unwrap().clone();
+    assert!((5..30).contains(&tries.len()) && tries.iter().all(|size| size == "3Gi"), "{tries:?}");
+    *driver.broken.lock().unwrap() = None;
+    lab.until("expanded", async || sizes(&lab).await.1 == "3Gi").await;
+    lab.is_quiet().await;
+    let done = json!({"capacity": {"storage": "3Gi"}, "allocatedResources": {"storage": "3Gi"}});
+    assert_eq!(sizes(&lab).await.0, done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_infeasible_size_a_claim_may_ask_for_less() {
+    let (lab, driver) = bound().await;
+    *driver.broken.lock().unwrap() = Some(Failure::infeasible("at most 10Gi"));
+    ask(&lab, "100Gi").await;
+    let state = async || sizes(&lab).await.0["allocatedResourceStatuses"]["storage"].clone();
+    lab.until("told", async || state().await == "ControllerResizeInfeasible").await;
+    *driver.broken.lock().unwrap() = None;
+    ask(&lab, "5Gi").await;
+    lab.until("expanded", async || sizes(&lab).await.1 == "5Gi").await;
+    lab.is_quiet().await;
+    assert_eq!(*driver.expanded.lock().unwrap(), ["100Gi", "5Gi"]);
 }

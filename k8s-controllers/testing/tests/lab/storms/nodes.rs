@@ -14,7 +14,7 @@ use k8s_core::{
 };
 use k8s_testing::{
     Running,
-    controllers::{node_lifecycle, pod_gc, replica_set, taint_eviction},
+    controllers::{node_lifecycle, node_ttl, pod_gc, replica_set, taint_eviction},
 };
 use serde_json::json;
 
@@ -51,6 +51,17 @@ async fn revive(lab: &Running, node: &str) {
     let spec = json!({"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": time});
     let lease: Lease = serde_json::from_value(json!({"metadata": {"name": node}, "spec": spec})).unwrap();
     lab.client().namespaced::<Lease>("kube-node-lease").create(&lease).await.unwrap();
+    // A controller whose leases are old takes the node for silent once more. A kubelet then reports again.
+    for _ in 0..3 {
+        say_ready(lab, node).await;
+        lab.settle().await;
+        if effects(&lab.get::<Node>(node).await).is_empty() {
+            break;
+        }
+    }
+}
+
+async fn say_ready(lab: &Running, node: &str) {
     let now = lab.clock().time();
     let ready =
         json!({"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now});
@@ -91,7 +102,6 @@ fn pods_leave_a_silent_node_and_stay_when_all_are_silent() {
         all_ready(&lab).await;
         assert!(lab.list::<Pod>().await.iter().all(|pod| node_name(pod) != "node-1"));
         revive(&lab, "node-1").await;
-        lab.sleep(Duration::from_secs(60)).await;
         let node: Node = lab.get("node-1").await;
         assert!(effects(&node).is_empty(), "{:?}", node.spec);
         let before: Vec<String> = lab.list::<Pod>().await.iter().map(|pod| pod.uid().to_owned()).collect();
@@ -132,7 +142,40 @@ fn pods_of_a_node_that_is_gone_fail_and_are_made_anew() {
         lab.sleep(Duration::from_secs(30)).await;
         assert!(lab.list::<Pod>().await.iter().any(|pod| node_name(pod) == "node-2"), "it may come back");
         lab.sleep(Duration::from_secs(120)).await;
+        lab.settle().await;
         all_ready(&lab).await;
         assert!(lab.list::<Pod>().await.iter().all(|pod| node_name(pod) != "node-2"));
+    });
+}
+
+/// How long kubelets may keep ConfigMaps and Secrets: all nodes say the same, by their number.
+#[test]
+fn all_nodes_have_the_same_time_to_live() {
+    scheduled_storm(85, 8).controllers([node_ttl()]).run(async |lab| {
+        let create = async |from: usize, to: usize| {
+            for i in from..to {
+                lab.create_from::<Node>(json!({"metadata": {"name": format!("more-{i}")}})).await;
+            }
+        };
+        let told = async |seconds: &str| {
+            lab.settle().await;
+            for node in lab.list::<Node>().await {
+                assert_eq!(node.annotation("node.alpha.kubernetes.io/ttl"), Some(seconds), "{}", node.name());
+            }
+        };
+        told("0").await;
+        create(0, 15).await;
+        told("0").await;
+        create(15, 17).await;
+        told("15").await;
+        for i in 0..10 {
+            lab.delete::<Node>(&format!("more-{i}")).await;
+        }
+        told("15").await;
+        for i in 10..17 {
+            lab.delete::<Node>(&format!("more-{i}")).await;
+        }
+        told("0").await;
+        lab.assert_idempotent().await;
     });
 }

@@ -2,11 +2,13 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex},
 };
 
-use k8s_builtin::provisioner::{self, Failure, Provisioner, Provisioning, Reclaiming, Wanted};
+use k8s_builtin::provisioner::{
+    self, Expander, Expanding, Failure, Provisioner, Provisioning, Reclaiming, Wanted,
+};
 use k8s_controllers::{Action, Context, Controller, Error, Reconcile};
 use k8s_core::{
     api::api::{
@@ -15,16 +17,20 @@ use k8s_core::{
         },
         storage::v1::{StorageClass, VolumeAttachment},
     },
-    meta::ObjectExt,
+    api::apimachinery::pkg::api::resource::Quantity as ApiQuantity,
+    meta::{ObjectExt, Quantity},
     random,
 };
 use k8s_testing::{
     Faults, Lab, Script,
-    controllers::{attach_detach, persistent_volume_binder, pv_protection, pvc_protection},
+    controllers::{
+        attach_detach, ephemeral_volume, garbage_collector, persistent_volume_binder, pv_protection,
+        pvc_protection,
+    },
 };
 use serde_json::json;
 
-use super::{seconds, slow, storm};
+use super::{pod, seconds, slow, storm};
 
 fn claim_of(volume: &PersistentVolume) -> Option<String> {
     let reference = volume.spec.as_ref()?.claim_ref.as_ref()?;
@@ -190,13 +196,13 @@ fn a_volume_follows_its_pod() {
 
 thread_local! {
     /// The storage of [`Shelf`]. A run of a lab has its thread, and seeds run side by side.
-    static SHELF: RefCell<BTreeSet<String>> = RefCell::default();
+    static SHELF: RefCell<BTreeMap<String, Quantity>> = RefCell::default();
 }
 
-/// A driver whose storage is a set of names. Calls fail now and then, also after they have done their work.
+/// A driver whose storage is a map from names to sizes. Calls fail now and then, also after they have done their work.
 struct Shelf;
 
-fn shelf() -> BTreeSet<String> {
+fn shelf() -> BTreeMap<String, Quantity> {
     SHELF.with_borrow(Clone::clone)
 }
 
@@ -213,7 +219,7 @@ impl Provisioner for Shelf {
 
     async fn provision(&self, _: &Context, wanted: &Wanted<'_>) -> Result<PersistentVolumeSpec, Failure> {
         self.may_fail()?;
-        SHELF.with_borrow_mut(|all| all.insert(wanted.volume.to_owned()));
+        SHELF.with_borrow_mut(|all| all.insert(wanted.volume.to_owned(), Quantity::from_bytes(1 << 30)));
         self.may_fail()?;
         let host_path = Some(HostPathVolumeSource { path: "/shelf".into(), type_: None });
         Ok(PersistentVolumeSpec { host_path, ..PersistentVolumeSpec::default() })
@@ -223,6 +229,27 @@ impl Provisioner for Shelf {
         self.may_fail()?;
         SHELF.with_borrow_mut(|all| all.remove(volume.name()));
         self.may_fail()
+    }
+}
+
+impl Expander for Shelf {
+    async fn expand(
+        &self,
+        _: &Context,
+        volume: &PersistentVolume,
+        size: Quantity,
+    ) -> Result<Quantity, Failure> {
+        self.may_fail()?;
+        if size > Quantity::from_bytes(5 << 30) {
+            return Err(Failure::infeasible("the shelf is narrow"));
+        }
+        SHELF.with_borrow_mut(|all| {
+            let has = all.get_mut(volume.name()).expect("it was made");
+            assert!(size >= *has, "{} shrinks from {has} to {size}", volume.name());
+            *has = size;
+        });
+        self.may_fail()?;
+        Ok(size)
     }
 }
 
@@ -236,11 +263,11 @@ fn storage_is_there_for_its_claim_and_goes_with_it() {
         .with(provisioner::claims("shelf.io"), || Provisioning(Shelf))
         .with(provisioner::volumes("shelf.io"), || Reclaiming(Shelf))
         .run(async |lab| {
-            SHELF.with_borrow_mut(BTreeSet::clear);
+            SHELF.with_borrow_mut(BTreeMap::clear);
             lab.always(|all: &[&PersistentVolumeClaim]| {
                 for claim in all.iter().filter(|claim| phase(claim) == "Bound" && !claim.is_deleting()) {
                     let volume = claim.spec.as_ref().and_then(|s| s.volume_name.clone()).unwrap_or_default();
-                    assert!(shelf().contains(&volume), "{} has lost {volume}", claim.name());
+                    assert!(shelf().contains_key(&volume), "{} has lost {volume}", claim.name());
                 }
             })
             .await;
@@ -275,8 +302,8 @@ fn storage_is_there_for_its_claim_and_goes_with_it() {
                 }
             }
             lab.settle().await;
-            // What fails is tried again within a minute or two.
-            lab.sleep(seconds(600..601)).await;
+            // What fails is tried again, at last every quarter of an hour.
+            lab.sleep(seconds(6000..6001)).await;
             let claims: Vec<PersistentVolumeClaim> = lab.list().await;
             let names: Vec<&str> = claims.iter().map(|claim| claim.name()).collect();
             assert_eq!(names, left);
@@ -288,7 +315,125 @@ fn storage_is_there_for_its_claim_and_goes_with_it() {
             assert_eq!(volumes.iter().map(|v| v.name().to_owned()).collect::<BTreeSet<_>>(), wanted);
             // What was made for a claim that went before its volume was written nobody knows of.
             let known = seen.lock().unwrap().clone();
-            let left: BTreeSet<String> = shelf().intersection(&known).cloned().collect();
+            let left: BTreeSet<String> = shelf().into_keys().filter(|name| known.contains(name)).collect();
             assert_eq!(left, wanted);
         });
+}
+
+fn capacity(map: Option<&BTreeMap<String, ApiQuantity>>) -> Quantity {
+    Quantity::try_from(&map.unwrap()["storage"]).unwrap()
+}
+
+/// Claims ask for more, and for less when that is too much: none says that it has more than its storage, and
+/// at the end each has what it asks for.
+#[test]
+fn a_claim_has_the_size_that_it_says() {
+    let lab = Lab::new().nodes(1).seeds(0..10).faults(Faults::all().at_most(200));
+    lab.controllers([persistent_volume_binder()])
+        .with(provisioner::claims("shelf.io"), || Provisioning(Shelf))
+        .with(provisioner::expansions("shelf.io"), || Expanding(Shelf))
+        .run(async |lab| {
+            SHELF.with_borrow_mut(BTreeMap::clear);
+            lab.always(|all: &[&PersistentVolumeClaim]| {
+                for claim in all.iter().filter(|claim| phase(claim) == "Bound") {
+                    let told = capacity(claim.status.as_ref().unwrap().capacity.as_ref());
+                    let has = shelf()[&format!("pvc-{}", claim.uid())];
+                    assert!(told <= has, "{} says {told} of {has}", claim.name());
+                }
+            })
+            .await;
+            lab.create_from::<StorageClass>(json!({"metadata": {"name": "shelf"}, "provisioner": "shelf.io",
+                "allowVolumeExpansion": true}))
+                .await;
+            let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": "shelf",
+                "resources": {"requests": {"storage": "1Gi"}}});
+            lab.create_from::<PersistentVolumeClaim>(json!({"metadata": {"name": "c"}, "spec": spec})).await;
+            lab.until("c", |claim: &PersistentVolumeClaim| phase(claim) == "Bound").await;
+            for _ in 0..6 {
+                let live: PersistentVolumeClaim = lab.get("c").await;
+                // Not less than it has: the API server refuses that.
+                let has = capacity(live.status.as_ref().unwrap().capacity.as_ref()).units() >> 30;
+                let size = format!("{}Gi", has + 1 + random::range(0..3_i64));
+                let next = |claim: &mut PersistentVolumeClaim| {
+                    let resources = claim.spec.as_mut().unwrap().resources.get_or_insert_default();
+                    resources
+                        .requests
+                        .get_or_insert_default()
+                        .insert("storage".into(), ApiQuantity(size.clone()));
+                };
+                // It may have grown to more in between.
+                let mut edited = live.clone();
+                next(&mut edited);
+                drop(lab.api::<PersistentVolumeClaim>().replace("c", &edited).await);
+                lab.sleep(seconds(0..60)).await;
+                if random::range(0..4) == 0 {
+                    lab.restart_controllers().await;
+                }
+            }
+            lab.settle().await;
+            lab.sleep(seconds(3000..3001)).await;
+            let claim: PersistentVolumeClaim = lab.get("c").await;
+            let status = claim.status.as_ref().unwrap();
+            let wanted = capacity(claim.spec.as_ref().unwrap().resources.as_ref().unwrap().requests.as_ref());
+            let has = shelf()[&format!("pvc-{}", claim.uid())];
+            if wanted > Quantity::from_bytes(5 << 30) {
+                let state = status.allocated_resource_statuses.as_ref().map(|all| all["storage"].as_str());
+                assert!(state.is_some_and(|state| state.starts_with("ControllerResize")), "{state:?}");
+            } else {
+                let volume: PersistentVolume = lab.get(&format!("pvc-{}", claim.uid())).await;
+                let sizes = [status.capacity.as_ref(), volume.spec.as_ref().unwrap().capacity.as_ref()];
+                assert_eq!(sizes.map(capacity), [has; 2]);
+                assert!(has >= wanted && status.conditions.is_none(), "{status:?}");
+            }
+        });
+}
+
+/// Pods with volumes of their own come and go: a pod has the claim that it controls, never that of an earlier
+/// pod of its name, and no claim stays behind.
+#[test]
+fn an_ephemeral_claim_lives_as_long_as_its_pod() {
+    storm(15).controllers([ephemeral_volume(), pvc_protection(), garbage_collector()]).run(async |lab| {
+        let mut of: HashMap<String, String> = HashMap::new();
+        lab.always(move |all: &[&PersistentVolumeClaim]| {
+            for claim in all {
+                let owner = claim.controller_ref().map_or_else(String::new, |owner| owner.uid.clone());
+                let first = of.entry(claim.uid().to_owned()).or_insert_with(|| owner.clone());
+                assert_eq!(*first, owner, "{} changed its pod", claim.name());
+            }
+        })
+        .await;
+        let claim = |name: &str| {
+            json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}})
+        };
+        // A claim of that name is somebody's already.
+        lab.create_from::<PersistentVolumeClaim>(claim("taken-d")).await;
+        for _ in 0..12 {
+            let name = ["a", "b", "taken"][random::range(0..3_usize)];
+            if lab.find::<Pod>(name).await.is_some() {
+                lab.delete::<Pod>(name).await;
+            } else {
+                let mut pod = pod(name, name);
+                let template = json!({"spec": claim("")["spec"]});
+                pod["spec"]["volumes"] =
+                    json!([{"name": "d", "ephemeral": {"volumeClaimTemplate": template}}]);
+                lab.create_from::<Pod>(pod).await;
+            }
+            lab.sleep(seconds(0..20)).await;
+        }
+        lab.settle().await;
+        lab.sleep(seconds(1000..1001)).await;
+        let mut want: BTreeMap<String, String> = BTreeMap::new();
+        for pod in lab.list::<Pod>().await {
+            want.insert(format!("{}-d", pod.name()), pod.uid().to_owned());
+        }
+        want.insert("taken-d".into(), String::new());
+        let all: Vec<PersistentVolumeClaim> = lab.list().await;
+        let owner = |claim: &PersistentVolumeClaim| {
+            claim.controller_ref().map_or_else(String::new, |owner| owner.uid.clone())
+        };
+        let have: BTreeMap<String, String> =
+            all.iter().map(|claim| (claim.name().to_owned(), owner(claim))).collect();
+        assert_eq!(have, want);
+    });
 }
