@@ -7,6 +7,7 @@ mod certificates;
 mod claim_resize;
 mod default_storage_class;
 mod default_toleration_seconds;
+mod device_access;
 mod event_rate_limit;
 mod extended_resource_toleration;
 mod external_ips;
@@ -307,6 +308,7 @@ pub(crate) struct Chain {
     durations: Durations,
     escalation: role_escalation::RoleEscalation,
     params: param_access::ParamAccess,
+    devices: device_access::DeviceAccess,
     pod_signing: certificates::PodSigning,
     /// Names of the built-in plugins that are on.
     names: Vec<&'static str>,
@@ -335,12 +337,13 @@ impl Chain {
         };
         let escalation = role_escalation::RoleEscalation { authorization: parts.authorization.clone() };
         let params = param_access::ParamAccess { authorization: parts.authorization.clone() };
+        let devices = device_access::DeviceAccess { authorization: parts.authorization.clone() };
         let pod_signing = certificates::PodSigning(parts.authorization.clone());
         let names =
             PLUGINS.iter().chain(LAST).filter(|plugin| selection.has(plugin)).map(|p| p.name).collect();
         let own = own.into_iter().map(|plugin| durations.row("extension", plugin)).collect();
         let (first, last) = (make(PLUGINS)?, make(LAST)?);
-        Ok(Chain { first, own, last, durations, escalation, params, pod_signing, names })
+        Ok(Chain { first, own, last, durations, escalation, params, devices, pod_signing, names })
     }
 
     /// Returns true if a built-in plugin is on.
@@ -433,6 +436,7 @@ impl Chain {
 
     async fn validate_all(&self, admission: &Admission<'_>) -> Result<(), ApiStatus> {
         self.params.check(admission).await?;
+        self.devices.check(admission).await?;
         self.pod_signing.check(admission).await?;
         let operation = admission.operation;
         for row in self.all(operation, admission.resource, &admission.request.subresource) {

@@ -12,6 +12,7 @@ mod cases;
 mod contention;
 mod conversion;
 mod crd;
+mod device_access;
 mod drain;
 mod dry_run;
 mod encoding;

@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use super::{
     BASE, NameRule, Strategy, immutable, pod,
-    rule::{At, Check, Rule, check, frozen, is_empty, quantity},
+    rule::{At, Check, QUALIFIED, Rule, check, frozen, is_empty, quantity},
 };
 use crate::{
-    invalid::FieldErrors,
+    invalid::{FieldErrors, names},
     value::{array_at, child, default_text, object_at, str_at},
 };
 
@@ -176,11 +176,44 @@ pub static PERSISTENT_VOLUME_CLAIM: Strategy = Strategy {
         const RULES: &[Rule] = &[
             Rule("status.accessModes[*]", &[Check::OneOf(MODES)]),
             Rule("status.capacity", &[Check::NotNegative]),
+            Rule("status.allocatedResources", &[Check::NotNegative]),
         ];
         check(new, RULES, errors);
+        check_allocated(new, errors);
     },
     ..BASE
 };
+
+/// States of an expansion (`status.allocatedResourceStatuses`).
+const RESIZE_STATES: [&str; 5] = [
+    "ControllerResizeInProgress",
+    "ControllerResizeInfeasible",
+    "NodeResizeInProgress",
+    "NodeResizeInfeasible",
+    "NodeResizePending",
+];
+
+/// Validates what a claim's status says of an expansion.
+fn check_allocated(claim: &Value, errors: &mut FieldErrors) {
+    let keys = |pointer: &str| object_at(claim, pointer).into_iter().flat_map(serde_json::Map::iter);
+    for (field, pointer) in [
+        ("status.allocatedResourceStatuses", "/status/allocatedResourceStatuses"),
+        ("status.allocatedResources", "/status/allocatedResources"),
+    ] {
+        for (name, state) in keys(pointer) {
+            if !names::is_qualified(name) {
+                errors.invalid(field, name.as_str(), QUALIFIED);
+            } else if (!name.contains('/') || name.contains("kubernetes.io/")) && name != "storage" {
+                errors.not_supported(field, name.as_str(), &["storage"]);
+            }
+            if field.ends_with("Statuses") && !state.as_str().is_some_and(|s| RESIZE_STATES.contains(&s)) {
+                let mut all = RESIZE_STATES;
+                all.sort_unstable();
+                errors.not_supported(field, name.as_str(), &all);
+            }
+        }
+    }
+}
 
 /// Permits increasing the size of a bound claim only, never decreasing.
 fn check_growth(new: &Value, old: &Value, errors: &mut FieldErrors) {
@@ -261,7 +294,7 @@ pub static STORAGE_CLASS: Strategy = Strategy {
                     Check::Required(""),
                     Check::Is(|at, errors| {
                         if !crate::invalid::names::is_qualified(&at.as_text().to_ascii_lowercase()) {
-                            at.invalid(errors, super::rule::QUALIFIED);
+                            at.invalid(errors, QUALIFIED);
                         }
                     }),
                 ],
