@@ -56,6 +56,7 @@ mod quota;
 mod replicas;
 mod resource_claims;
 mod served;
+mod service_cidrs;
 mod statefulset;
 mod token_secrets;
 mod trim;
@@ -253,6 +254,12 @@ pub static ALL: &[BuiltIn] = &[
         "resourceclaim-controller",
         "resource-claim-controller",
         resource_claims::start,
+    ),
+    row(
+        "service-cidr-controller",
+        "service-cidr-controller",
+        "service-cidrs-controller",
+        service_cidrs::start,
     ),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("disruption-controller", "disruption", "disruption-controller", disruption::start),

@@ -1,66 +1,80 @@
 //! Allocation of cluster addresses and node ports to Services.
 //!
-//! Allocations are kept in memory and loaded from the store at the start. A reservation whose write failed is
-//! released on drop.
+//! Each address is a stored IPAddress and each node port a stored object of its own that names its Service.
+//! Whoever creates that object has it, so that several API servers cannot give one twice. Addresses come from
+//! the ranges of all ServiceCIDRs that are ready.
+//!
+//! A write of a Service first takes what it needs ([`ServiceAllocator::reserve`]), and then either keeps it
+//! and gives back what the Service has no more, or gives all of it back. What a crash leaves over is found
+//! later ([`repair`]).
 
-use std::{
-    collections::HashSet,
-    net::Ipv4Addr,
-    sync::{Arc, Mutex},
-};
+mod claims;
+mod ranges;
+pub(crate) mod repair;
+
+use std::{collections::HashMap, net::Ipv4Addr, sync::Arc};
 
 use ipnet::Ipv4Net;
 use k8s_core::status::ApiStatus;
 use k8s_store::Store;
 use serde_json::{Value, json};
 
+use self::claims::{Claim, Owner};
 use crate::{
     invalid::FieldErrors,
+    state::State,
     value::{array_at, bool_at, child, int_at, str_at},
 };
 
-#[derive(Debug, Default)]
-struct Used {
-    addresses: HashSet<Ipv4Addr>,
-    ports: HashSet<u16>,
-}
+/// Node port that a dry run shows where a free one would be chosen, as upstream.
+const DRY_PORT: u16 = 32769;
 
 /// Allocator of cluster addresses and node ports.
-#[derive(Clone, Debug)]
-pub struct ServiceAllocator {
-    network: u32,
-    /// Number of addresses in the range.
-    size: u32,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServiceAllocator {
+    range: Ipv4Net,
+    /// First and last node port.
     ports: (u16, u16),
-    used: Arc<Mutex<Used>>,
 }
 
-/// Addresses and ports taken by one write. Released on drop unless kept.
-#[derive(Debug)]
-pub struct Reservation {
-    allocator: ServiceAllocator,
-    addresses: Vec<Ipv4Addr>,
-    ports: Vec<u16>,
-    /// Released when the write is done: the object no longer uses them.
-    released: (Vec<Ipv4Addr>, Vec<u16>),
+/// Addresses and ports that one write took. Given back on drop, unless kept.
+pub(crate) struct Reservation {
+    state: Arc<State>,
+    owner: Owner,
+    taken: Vec<Claim>,
+    /// Given back when the write is done: the Service no longer has them.
+    left: Vec<Claim>,
 }
 
 impl Reservation {
-    /// Keeps the reservation after the write.
-    pub fn keep(&mut self) {
-        self.addresses = std::mem::take(&mut self.released.0);
-        self.ports = std::mem::take(&mut self.released.1);
+    /// Keeps what was taken, after the write; gives back what the Service has no more.
+    pub(crate) async fn keep(mut self) {
+        self.taken.clear();
+        for claim in std::mem::take(&mut self.left) {
+            claim.give_back(&self.state, &self.owner).await;
+        }
+    }
+
+    /// Gives back what was taken: there was no write.
+    pub(crate) async fn abandon(mut self) {
+        for claim in std::mem::take(&mut self.taken) {
+            claim.give_back(&self.state, &self.owner).await;
+        }
     }
 }
 
 impl Drop for Reservation {
+    /// For a request that is dropped half-way.
+    #[expect(clippy::disallowed_methods, reason = "a short task; what it leaves over is found later")]
     fn drop(&mut self) {
-        let mut used = self.allocator.lock();
-        for address in &self.addresses {
-            used.addresses.remove(address);
-        }
-        for port in &self.ports {
-            used.ports.remove(port);
+        let taken = std::mem::take(&mut self.taken);
+        if let (false, Ok(runtime)) = (taken.is_empty(), tokio::runtime::Handle::try_current()) {
+            let (state, owner) = (self.state.clone(), self.owner.clone());
+            runtime.spawn(async move {
+                for claim in taken {
+                    claim.give_back(&state, &owner).await;
+                }
+            });
         }
     }
 }
@@ -76,77 +90,80 @@ fn addresses(service: &Value) -> Vec<Ipv4Addr> {
     all
 }
 
+/// Returns the node ports of a Service, that of its health check included.
 fn node_ports(service: &Value) -> Vec<u16> {
-    let mut all: Vec<u16> = array_at(service, "/spec/ports")
-        .iter()
-        .filter_map(|p| u16::try_from(int_at(p, "/nodePort")?).ok())
-        .filter(|p| *p > 0)
-        .collect();
+    let of_ports = array_at(service, "/spec/ports").iter().filter_map(|port| int_at(port, "/nodePort"));
+    let all = of_ports.chain(int_at(service, "/spec/healthCheckNodePort"));
+    let mut all: Vec<u16> = all.filter_map(|p| u16::try_from(p).ok()).filter(|p| *p > 0).collect();
     all.sort_unstable();
     all.dedup();
     all
 }
 
+/// A write that takes addresses and ports.
+struct Taking {
+    reservation: Reservation,
+    allocator: ServiceAllocator,
+    /// Nothing is taken.
+    dry_run: bool,
+    /// The highest node port of a dry run.
+    dry_port: Option<u16>,
+    errors: FieldErrors,
+}
+
 impl ServiceAllocator {
     /// Creates an allocator of an address range and a port range (both ends included).
-    #[must_use]
-    pub fn new(range: Ipv4Net, ports: (u16, u16)) -> Self {
-        let size = 1u32.checked_shl(32 - u32::from(range.prefix_len())).unwrap_or(u32::MAX);
-        ServiceAllocator { network: u32::from(range.network()), size, ports, used: Arc::default() }
+    pub(crate) fn new(range: Ipv4Net, ports: (u16, u16)) -> Self {
+        ServiceAllocator { range, ports }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Used> {
-        self.used.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    /// Returns true if an address is in a range of Services.
+    pub(crate) fn contains(&self, store: &Store, address: Ipv4Addr) -> bool {
+        ranges::usable(store, self.range).iter().any(|range| range.contains(&address))
     }
 
-    /// Marks the addresses and ports of the stored Services as used.
-    pub(crate) fn load(&self, store: &Store) {
-        let mut used = self.lock();
-        for stored in store.snapshot("services").range("", "") {
-            if let Ok(service) = serde_json::from_slice::<Value>(&stored.json) {
-                used.addresses.extend(addresses(&service));
-                used.ports.extend(node_ports(&service));
-            }
-        }
-    }
-
-    /// Returns the first address of the range, which belongs to the `kubernetes` Service.
-    #[must_use]
-    pub fn first(&self) -> Ipv4Addr {
-        Ipv4Addr::from(self.network + 1)
-    }
-
-    /// Returns true if an address is in the range.
-    pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
-        u32::from(address).wrapping_sub(self.network) < self.size
-    }
-
-    /// Releases the addresses and ports of a deleted Service.
-    pub(crate) fn release(&self, service: &Value) {
-        let mut used = self.lock();
-        for address in addresses(service) {
-            used.addresses.remove(&address);
-        }
-        for port in node_ports(service) {
-            used.ports.remove(&port);
-        }
-    }
-
-    /// Allocates the addresses and ports that a new or changed Service asks for or needs.
+    /// Takes the addresses and ports that a new or changed Service asks for or needs, and writes them into it.
     ///
     /// # Errors
-    /// 422 for values that are out of range or taken; 500 when the range is full.
-    pub(crate) fn reserve(&self, service: &mut Value, old: Option<&Value>) -> Result<Reservation, ApiStatus> {
-        let mut reservation = Reservation {
-            allocator: self.clone(),
-            addresses: Vec::new(),
-            ports: Vec::new(),
-            released: (Vec::new(), Vec::new()),
-        };
-        let name = str_at(service, "/metadata/name").to_owned();
+    /// 422 for values that are out of range or taken; 500 when a range is full; 503 without the store.
+    pub(crate) async fn reserve(
+        self,
+        state: &Arc<State>,
+        service: &mut Value,
+        old: Option<&Value>,
+        dry_run: bool,
+    ) -> Result<Reservation, ApiStatus> {
+        let owner = Owner::of(service);
+        let reservation = Reservation { state: state.clone(), owner, taken: Vec::new(), left: Vec::new() };
+        let mut taking =
+            Taking { reservation, allocator: self, dry_run, dry_port: None, errors: FieldErrors::default() };
+        match taking.all(service, old).await {
+            Ok(()) if taking.errors.is_empty() => {}
+            failed => {
+                let name = str_at(service, "/metadata/name").to_owned();
+                let Taking { reservation, errors, .. } = taking;
+                reservation.abandon().await;
+                return Err(failed.err().unwrap_or_else(|| errors.into_status("", "Service", &name)));
+            }
+        }
+        let mut reservation = taking.reservation;
+        if let (Some(old), false) = (old, dry_run) {
+            let now: Vec<Claim> = repair::held(service).collect();
+            reservation.left = repair::held(old).filter(|claim| !now.contains(claim)).collect();
+        }
+        Ok(reservation)
+    }
+}
+
+/// Returns true for a Service whose load balancer asks a port of the node whether it has endpoints.
+fn has_health_port(service: &Value) -> bool {
+    str_at(service, "/spec/type") == "LoadBalancer"
+        && str_at(service, "/spec/externalTrafficPolicy") == "Local"
+}
+
+impl Taking {
+    async fn all(&mut self, service: &mut Value, old: Option<&Value>) -> Result<(), ApiStatus> {
         let kind = str_at(service, "/spec/type").to_owned();
-        let (had, had_ports) = old.map_or((Vec::new(), Vec::new()), |o| (addresses(o), node_ports(o)));
-        let mut errors = FieldErrors::default();
         if kind == "ExternalName" {
             if let Some(spec) = child(service, "spec").and_then(Value::as_object_mut) {
                 for field in
@@ -156,16 +173,15 @@ impl ServiceAllocator {
                 }
             }
         } else if str_at(service, "/spec/clusterIP") != "None" {
-            self.address(service, &had, &mut reservation, &mut errors)?;
+            self.address(service, &old.map(addresses).unwrap_or_default()).await?;
         } else if let Some(spec) = child(service, "spec") {
             spec["clusterIPs"] = json!(["None"]);
         }
-        let wants_ports = kind == "NodePort"
-            || (kind == "LoadBalancer"
-                && (bool_at(service, "/spec/allocateLoadBalancerNodePorts")
-                    || !node_ports(service).is_empty()));
-        if wants_ports {
-            self.node_ports(service, &had_ports, &mut reservation, &mut errors)?;
+        let had = old.map(node_ports).unwrap_or_default();
+        let any = kind == "NodePort"
+            || (kind == "LoadBalancer" && bool_at(service, "/spec/allocateLoadBalancerNodePorts"));
+        if any || kind == "LoadBalancer" {
+            self.node_ports(service, had, any, old.is_none()).await?;
         } else {
             for port in service.pointer_mut("/spec/ports").and_then(Value::as_array_mut).into_iter().flatten()
             {
@@ -174,64 +190,42 @@ impl ServiceAllocator {
                 }
             }
         }
-        if !errors.is_empty() {
-            return Err(errors.into_status("", "Service", &name));
+        if has_health_port(service) && !old.is_some_and(has_health_port) {
+            self.health_port(service).await?;
         }
-        let (now, now_ports) = (addresses(service), node_ports(service));
-        reservation.released = (
-            had.into_iter().filter(|a| !now.contains(a)).collect(),
-            had_ports.into_iter().filter(|p| !now_ports.contains(p)).collect(),
-        );
-        Ok(reservation)
+        Ok(())
     }
 
-    fn address(
-        &self,
-        service: &mut Value,
-        had: &[Ipv4Addr],
-        reservation: &mut Reservation,
-        errors: &mut FieldErrors,
-    ) -> Result<(), ApiStatus> {
+    /// Takes something. Returns false if somebody has it. In a dry run everything is free that nobody has.
+    async fn take(&mut self, claim: Claim) -> Result<bool, ApiStatus> {
+        let Reservation { state, owner, taken, .. } = &mut self.reservation;
+        if self.dry_run {
+            return Ok(claim.stored(state).is_none());
+        }
+        match claim.take(state, owner).await {
+            Ok(is_free) => {
+                if is_free {
+                    taken.push(claim);
+                }
+                Ok(is_free)
+            }
+            Err(e) => Err(crate::errors::unavailable(&e)),
+        }
+    }
+
+    async fn address(&mut self, service: &mut Value, had: &[Ipv4Addr]) -> Result<(), ApiStatus> {
         let wanted = str_at(service, "/spec/clusterIP").to_owned();
-        let mut used = self.lock();
         let address = match wanted.parse::<Ipv4Addr>() {
             Ok(address) if had.contains(&address) => address,
             Ok(address) => {
-                let offset = u32::from(address).wrapping_sub(self.network);
-                let problem = if offset == 0 || offset >= self.size - 1 {
-                    Some("the provided network does not match the current range")
-                } else if used.addresses.contains(&address) {
-                    Some("provided IP is already allocated")
-                } else {
-                    None
-                };
-                if let Some(problem) = problem {
-                    errors.invalid(
-                        "spec.clusterIPs",
-                        json!([wanted]),
-                        format!("failed to allocate IP {address}: {problem}"),
-                    );
+                if let Some(problem) = self.claim_address(address).await? {
+                    let why = format!("failed to allocate IP {address}: {problem}");
+                    self.errors.invalid("spec.clusterIPs", json!([wanted]), why);
                     return Ok(());
                 }
-                used.addresses.insert(address);
-                reservation.addresses.push(address);
                 address
             }
-            Err(_) => {
-                // Upstream leaves the low part of the range to Services that ask for an address.
-                let low = (self.size / 16).clamp(16, 256).min(self.size / 2);
-                let start = k8s_core::random::range(low..self.size - 1);
-                let free = (0..self.size - 2)
-                    .map(|i| 1 + (start - 1 + i) % (self.size - 2))
-                    .map(|offset| Ipv4Addr::from(self.network + offset))
-                    .find(|a| !used.addresses.contains(a));
-                let Some(address) = free else {
-                    return Err(ApiStatus::internal("failed to allocate a serviceIP: range is full"));
-                };
-                used.addresses.insert(address);
-                reservation.addresses.push(address);
-                address
-            }
+            Err(_) => self.any_address(str_at(service, "/metadata/name")).await?,
         };
         if let Some(spec) = child(service, "spec") {
             spec["clusterIP"] = address.to_string().into();
@@ -240,53 +234,135 @@ impl ServiceAllocator {
         Ok(())
     }
 
-    fn node_ports(
-        &self,
-        service: &mut Value,
-        had: &[u16],
-        reservation: &mut Reservation,
-        errors: &mut FieldErrors,
-    ) -> Result<(), ApiStatus> {
-        let (first, last) = self.ports;
-        let mut used = self.lock();
-        // TCP and UDP of a Service may share a port number.
-        let mut mine: Vec<u16> = had.to_vec();
-        let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
-        for (i, port) in ports.into_iter().flatten().enumerate() {
-            match int_at(port, "/nodePort") {
-                Some(wanted) if wanted != 0 => {
-                    let field = format!("spec.ports[{i}].nodePort");
-                    match u16::try_from(wanted) {
-                        Ok(p) if mine.contains(&p) => {}
-                        Ok(p) if (first..=last).contains(&p) => {
-                            if used.ports.insert(p) {
-                                reservation.ports.push(p);
-                                mine.push(p);
-                            } else {
-                                errors.invalid(field, wanted, "provided port is already allocated");
-                            }
-                        }
-                        _ => errors.invalid(
-                            field,
-                            wanted,
-                            format!("provided port is not in the valid range. The range of valid ports is {first}-{last}"),
-                        ),
-                    }
-                }
-                _ => {
-                    let span = last - first + 1;
-                    let start = k8s_core::random::range(0..span);
-                    let free =
-                        (0..span).map(|i| first + (start + i) % span).find(|p| !used.ports.contains(p));
-                    let Some(free) = free else {
-                        return Err(ApiStatus::internal("failed to allocate a nodePort: range is full"));
-                    };
-                    used.ports.insert(free);
-                    reservation.ports.push(free);
-                    mine.push(free);
-                    port["nodePort"] = free.into();
+    /// Takes the address that a Service asks for. Returns why it cannot have it.
+    async fn claim_address(&mut self, address: Ipv4Addr) -> Result<Option<String>, ApiStatus> {
+        let all = ranges::usable(&self.reservation.state.store, self.allocator.range);
+        let Some(range) = all.iter().find(|range| range.contains(&address)) else {
+            return Ok(Some("the provided network does not match the current range".to_owned()));
+        };
+        let number = u32::from(address);
+        if !ranges::bounds(*range).is_some_and(|(first, last)| (first..=last).contains(&number)) {
+            return Ok(Some(format!(
+                "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+            )));
+        }
+        // Upstream's dry run does not look further.
+        let is_free = self.dry_run || self.take(Claim::Address(address)).await?;
+        Ok((!is_free).then(|| "provided IP is already allocated".to_owned()))
+    }
+
+    async fn any_address(&mut self, name: &str) -> Result<Ipv4Addr, ApiStatus> {
+        let all = ranges::usable(&self.reservation.state.store, self.allocator.range);
+        if let (true, Some(range)) = (self.dry_run, all.first()) {
+            return Ok(range.network());
+        }
+        for range in all {
+            for address in ranges::candidates(range) {
+                if self.take(Claim::Address(address)).await? {
+                    return Ok(address);
                 }
             }
+        }
+        let why = format!("failed to allocate a serviceIP for Service {name:?}: range is full");
+        Err(ApiStatus::internal(why))
+    }
+
+    /// Takes the node ports that the ports of a Service ask for, and with `any` one for each other port. In a
+    /// new Service ports of one number share a node port, as TCP and UDP of DNS.
+    async fn node_ports(
+        &mut self,
+        service: &mut Value,
+        mut mine: Vec<u16>,
+        any: bool,
+        is_new: bool,
+    ) -> Result<(), ApiStatus> {
+        let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
+        let Some(ports) = ports else { return Ok(()) };
+        let asked: Vec<(Option<i64>, Option<i64>)> = ports
+            .iter()
+            .map(|port| (int_at(port, "/port"), int_at(port, "/nodePort").filter(|p| *p != 0)))
+            .collect();
+        let mut of_numbers: HashMap<Option<i64>, i64> = HashMap::new();
+        for (i, (number, own)) in asked.iter().copied().enumerate() {
+            if own.is_none() && !any {
+                ports[i].as_object_mut().map(|port| port.remove("nodePort"));
+                continue;
+            }
+            let wanted = match of_numbers.get(&number).copied() {
+                Some(shared) if own.is_none_or(|own| own == shared) => {
+                    ports[i]["nodePort"] = shared.into();
+                    continue;
+                }
+                None if is_new => asked.iter().find_map(|(other, port)| port.filter(|_| *other == number)),
+                _ => own,
+            };
+            let got = match wanted {
+                Some(wanted) => match self.claim_port(wanted, &mut mine).await? {
+                    Ok(port) => port,
+                    Err(why) => {
+                        self.errors.invalid(format!("spec.ports[{i}].nodePort"), wanted, why);
+                        continue;
+                    }
+                },
+                None => self.any_port().await?,
+            };
+            ports[i]["nodePort"] = got.into();
+            if is_new {
+                of_numbers.entry(number).or_insert(got.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the node port that a Service asks for, or returns why it cannot have it. One that is the
+    /// Service's already (`mine`) needs nothing.
+    async fn claim_port(
+        &mut self,
+        wanted: i64,
+        mine: &mut Vec<u16>,
+    ) -> Result<Result<u16, String>, ApiStatus> {
+        let (first, last) = self.allocator.ports;
+        match u16::try_from(wanted) {
+            Ok(port) if mine.contains(&port) => Ok(Ok(port)),
+            Ok(port) if (first..=last).contains(&port) => {
+                if !self.take(Claim::Port(port)).await? {
+                    return Ok(Err("provided port is already allocated".to_owned()));
+                }
+                self.dry_port = self.dry_port.max(Some(port));
+                mine.push(port);
+                Ok(Ok(port))
+            }
+            _ => Ok(Err(format!(
+                "provided port is not in the valid range. The range of valid ports is {first}-{last}"
+            ))),
+        }
+    }
+
+    async fn any_port(&mut self) -> Result<u16, ApiStatus> {
+        if self.dry_run {
+            // Upstream's guess, which nobody relies on.
+            let port = self.dry_port.map_or(DRY_PORT, |port| port.saturating_add(1));
+            self.dry_port = Some(port);
+            return Ok(port);
+        }
+        for port in ranges::ports(self.allocator.ports) {
+            if self.take(Claim::Port(port)).await? {
+                return Ok(port);
+            }
+        }
+        Err(ApiStatus::internal("failed to allocate a nodePort: range is full"))
+    }
+
+    async fn health_port(&mut self, service: &mut Value) -> Result<(), ApiStatus> {
+        let port = match int_at(service, "/spec/healthCheckNodePort").filter(|port| *port != 0) {
+            None => self.any_port().await?,
+            Some(wanted) => self.claim_port(wanted, &mut Vec::new()).await?.map_err(|why| {
+                let what = "failed to allocate requested HealthCheck NodePort";
+                ApiStatus::internal(format!("{what} {wanted}: {why}"))
+            })?,
+        };
+        if let Some(spec) = child(service, "spec") {
+            spec["healthCheckNodePort"] = port.into();
         }
         Ok(())
     }

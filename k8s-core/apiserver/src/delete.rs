@@ -189,10 +189,9 @@ fn goes_at_once(
     Unversioned::of(&stored.json)
 }
 
-/// Returns true if objects of a resource are decoded when they are deleted: for an observer, or to release
-/// their addresses.
+/// Returns true if objects of a resource are decoded when they are deleted, for an observer.
 fn is_read_at_its_end(state: &State, resource: &Resource) -> bool {
-    resource.strategy.allocates || state.observer(resource).is_some()
+    state.observer(resource).is_some()
 }
 
 /// The grace period of a deletion, seconds. 0: the object goes at once.

@@ -33,13 +33,15 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
     match error {
         StoreError::Conflict { .. } => modified(resource, name),
         StoreError::Expired(_) => gone(Read::Events, error),
-        // Nothing was written; the store writes again once its disk has room. Upstream answers 500 over a
-        // full etcd, which clients do not retry.
-        StoreError::Unavailable(_) => {
-            ApiStatus::of(Reason::ServiceUnavailable, error.to_string()).retry_after(UNAVAILABLE_SECONDS)
-        }
+        StoreError::Unavailable(_) => unavailable(error),
         other => ApiStatus::of(Reason::InternalError, format!("Internal error occurred: {other}")),
     }
+}
+
+/// 503 for a write of which nothing is stored; the store writes again once its disk has room. Upstream answers
+/// 500 over a full etcd, which clients do not retry.
+pub(crate) fn unavailable(error: &StoreError) -> ApiStatus {
+    ApiStatus::of(Reason::ServiceUnavailable, error.to_string()).retry_after(UNAVAILABLE_SECONDS)
 }
 
 /// Seconds until clients should try again while the store cannot write.

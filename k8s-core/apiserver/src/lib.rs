@@ -32,7 +32,7 @@
 mod accept;
 pub mod admission;
 mod aggregate;
-pub mod allocate;
+mod allocate;
 mod apiservices;
 pub mod audit;
 pub mod auth;

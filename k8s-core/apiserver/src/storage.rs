@@ -63,9 +63,6 @@ pub(crate) async fn remove(
 ) -> Result<Arc<Stored>, StoreError> {
     let json = Unversioned::encode(object);
     let gone = state.store.delete(&resource.storage, key, revision, |revision| json.at(revision)).await?;
-    if resource.strategy.allocates {
-        state.services.release(object);
-    }
     if let Some(observer) = state.observer(resource) {
         observer.after_delete(state, resource, object).await;
     }

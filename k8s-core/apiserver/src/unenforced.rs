@@ -39,12 +39,10 @@ const KINDS: &[Kind] = &[
         "ingresses.networking.k8s.io",
         "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",
     ),
-    Kind("ipaddresses.networking.k8s.io", "the object is stored, but addresses are not allocated by it"),
     Kind(
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
     ),
-    Kind("servicecidrs.networking.k8s.io", "the object is stored, but addresses are not allocated from it"),
     Kind("volumeattachments.storage.k8s.io", NO_CSI),
     Kind("volumeattributesclasses.storage.k8s.io", NO_CSI),
 ];
@@ -79,7 +77,8 @@ impl Ranges<'_> {
                 range.is_some_and(|range| range.contains(&address))
             })
         };
-        self.services.contains(address) || self.pods.map_or_else(of_nodes, |range| range.contains(&address))
+        self.services.contains(self.store, address)
+            || self.pods.map_or_else(of_nodes, |range| range.contains(&address))
     }
 }
 

@@ -76,13 +76,26 @@ fn check_definition(
 }
 
 /// Reserves the addresses and ports that an object asks for, for kinds that have them.
-fn reserve(
-    state: &State,
+async fn reserve(
+    state: &Arc<State>,
     resource: &Resource,
     object: &mut Value,
     old: Option<&Value>,
+    dry_run: bool,
 ) -> Result<Option<Reservation>, ApiStatus> {
-    resource.strategy.allocates.then(|| state.services.reserve(object, old)).transpose()
+    if !resource.strategy.allocates {
+        return Ok(None);
+    }
+    state.services.reserve(state, object, old, dry_run).await.map(Some)
+}
+
+/// Ends a reservation: what was taken is kept if there was a write.
+async fn settle(reserved: Option<Reservation>, written: bool) {
+    match reserved {
+        Some(reserved) if written => reserved.keep().await,
+        Some(reserved) => reserved.abandon().await,
+        None => {}
+    }
 }
 
 /// Returns a function that records the creator as manager of all fields.
@@ -171,8 +184,22 @@ async fn store_new(
     prefix: &str,
     record: &(dyn Fn(&Arc<State>, &mut Value) + Sync),
 ) -> Result<Bytes, ApiStatus> {
-    let mut reserved = reserve(state, resource, &mut object, None)?;
+    let reserved = reserve(state, resource, &mut object, None, dry_run).await?;
     record(state, &mut object);
+    let stored = store_named(state, call, resource, object, dry_run, prefix).await;
+    settle(reserved, stored.is_ok() && !dry_run).await;
+    stored
+}
+
+/// As [`store_new`], with addresses and managers.
+async fn store_named(
+    state: &Arc<State>,
+    call: &Call,
+    resource: &Arc<Resource>,
+    mut object: Value,
+    dry_run: bool,
+    prefix: &str,
+) -> Result<Bytes, ApiStatus> {
     for _ in 0..8 {
         let name = str_at(&object, "/metadata/name").to_owned();
         let key = resource.key(&call.info.namespace, &name);
@@ -184,9 +211,6 @@ async fn store_new(
         }
         match put(state, resource, &key, Expect::Absent, &object).await {
             Ok(stored) => {
-                if let Some(reserved) = &mut reserved {
-                    reserved.keep();
-                }
                 crate::storage::written(state, resource, &stored).await;
                 return Ok(stored.json.clone());
             }
@@ -357,7 +381,7 @@ pub(crate) async fn modify(
         if matches!(part, "" | "ephemeralcontainers") {
             crate::unenforced::warn(state, call, resource, &new, Some(&old));
         }
-        let mut reserved = match reserve(state, resource, &mut new, Some(&old)) {
+        let reserved = match reserve(state, resource, &mut new, Some(&old), dry_run).await {
             Ok(reserved) => reserved,
             Err(e) => {
                 state.admission.abandon(call).await;
@@ -374,6 +398,7 @@ pub(crate) async fn modify(
         }
         set(&mut new, "/metadata/resourceVersion", stored.revision.to_string().into());
         if new == old {
+            settle(reserved, false).await;
             return Ok(stored.json.clone());
         }
         if dry_run {
@@ -386,14 +411,12 @@ pub(crate) async fn modify(
         } else {
             put(state, resource, &key, Expect::Revision(stored.revision), &new).await
         };
+        settle(reserved, result.is_ok()).await;
         if result.is_err() {
             state.admission.abandon(call).await;
         }
         match result {
             Ok(written) => {
-                if let Some(reserved) = &mut reserved {
-                    reserved.keep();
-                }
                 if !finished {
                     crate::storage::written(state, resource, &written).await;
                 }

@@ -16,6 +16,7 @@ mod provisioning;
 mod quotas;
 mod replication;
 mod resource_claims;
+mod service_cidrs;
 mod slices;
 mod token_secrets;
 mod volumes;

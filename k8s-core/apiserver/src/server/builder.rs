@@ -14,7 +14,7 @@ use super::{ApiServer, BuildError, upkeep::own_client};
 use crate::{
     admission::{Admit, Chain, Configuration, IntoAdmit, Parts, Selection},
     aggregate::{Aggregator, LocalApi},
-    allocate::ServiceAllocator,
+    allocate::{ServiceAllocator, repair::Addresses},
     apiservices::ApiServices,
     audit::{Auditor, Policy, Sink},
     auth::{
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The observers of stored objects; each kind has one at most.
-static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices, &Policies, &Flows];
+static OBSERVERS: &[&dyn Observer] = &[&Definitions, &ApiServices, &Policies, &Flows, &Addresses];
 
 /// Builds an [`ApiServer`] from its parts. Each part has a default.
 pub struct Builder {
@@ -493,7 +493,9 @@ impl Builder {
             }
         }
         crate::crd::load_definitions(&server.state);
-        server.state.services.load(&server.state.store);
+        if let Err(error) = crate::allocate::repair::claim_all(&server.state).await {
+            tracing::warn!(%error, "addresses and node ports of Services are not all claimed");
+        }
         let own = own_client(&server.state);
         let registry = server.state.registry.now();
         match (crate::bootstrap::run(server.store(), &registry, &own).await, server.state.store.ailment()) {
@@ -503,6 +505,7 @@ impl Builder {
         }
         server.state.ready.store(true, Ordering::Release);
         crate::event_ttl::start(&server.state);
+        crate::allocate::repair::start(&server.state);
         crate::compaction::start(&server.state);
         if self.tracks_tokens {
             token_uses::track(&server.state).await;

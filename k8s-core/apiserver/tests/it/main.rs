@@ -41,6 +41,7 @@ mod proxies;
 mod resource_quota;
 mod reviews;
 mod runtime_config;
+mod service_addresses;
 mod signers;
 mod stages;
 mod support;

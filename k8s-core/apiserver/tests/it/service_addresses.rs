@@ -1,0 +1,250 @@
+//! Addresses and node ports of Services.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future::join_all;
+use k8s_apiserver::{ApiServer, User};
+use k8s_core::{api::jiff::Timestamp, clock::Clock};
+use k8s_store::Store;
+use serde_json::{Value, json};
+
+use crate::support::{Answer, ask_as, done};
+
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+const ADDRESSES: &str = "/apis/networking.k8s.io/v1/ipaddresses";
+const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+
+async fn server(store: &Store, range: &str) -> ApiServer {
+    let admin = User::new("admin", &["system:masters"]);
+    let users = std::collections::HashMap::from([("admin".to_owned(), admin)]);
+    ApiServer::builder(store.clone())
+        .authenticator(k8s_apiserver::auth::Authenticator::new(users, true))
+        .service_range(range.parse().unwrap())
+        .clock(Clock::starting_at(Timestamp::UNIX_EPOCH))
+        .build()
+        .await
+        .unwrap()
+}
+
+async fn try_create(server: &ApiServer, name: &str, spec: Value) -> Answer {
+    let mut full = json!({"ports": [{"port": 80}]});
+    full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+    let service = json!({"metadata": {"name": name}, "spec": full});
+    ask_as(server, &User::new("admin", &["system:masters"]), "POST", SERVICES, &service).await
+}
+
+async fn create(server: &ApiServer, name: &str, spec: Value) -> Value {
+    let answer = try_create(server, name, spec).await;
+    assert_eq!(answer.status, 201, "{}", answer.json());
+    answer.json()
+}
+
+fn why(answer: &Answer) -> String {
+    answer.json()["message"].as_str().unwrap_or_default().to_owned()
+}
+
+fn address(service: &Value) -> String {
+    service["spec"]["clusterIP"].as_str().unwrap().to_owned()
+}
+
+/// Addresses with the Services that have them.
+async fn addresses(server: &ApiServer) -> BTreeMap<String, String> {
+    let list = done(server, "GET", ADDRESSES, &Value::Null).await;
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let all = list["items"].as_array().unwrap().iter();
+    all.map(|ip| (text(&ip["metadata"]["name"]), text(&ip["spec"]["parentRef"]["name"]))).collect()
+}
+
+#[tokio::test]
+async fn each_address_of_a_service_is_an_object() {
+    let store = Store::memory();
+    let server = server(&store, "10.96.0.0/24").await;
+    let ip = address(&create(&server, "a", json!({})).await);
+    create(&server, "headless", json!({"clusterIP": "None"})).await;
+    create(&server, "name", json!({"type": "ExternalName", "externalName": "x.y"})).await;
+    assert_eq!(addresses(&server).await, [(ip.clone(), "a".to_owned())].into());
+    let object = done(&server, "GET", &format!("{ADDRESSES}/{ip}"), &Value::Null).await;
+    let labels = json!({"ipaddress.kubernetes.io/ip-family": "IPv4",
+        "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"});
+    assert_eq!(object["metadata"]["labels"], labels);
+    let parent = json!({"resource": "services", "namespace": "default", "name": "a"});
+    assert_eq!(object["spec"]["parentRef"], parent);
+
+    // An address in use is claimed again, even if somebody deletes it.
+    done(&server, "DELETE", &format!("{ADDRESSES}/{ip}"), &Value::Null).await;
+    assert_eq!(addresses(&server).await.get(&ip).map(String::as_str), Some("a"));
+    let taken = try_create(&server, "b", json!({"clusterIP": ip})).await;
+    let want = format!(
+        "spec.clusterIPs: Invalid value: [\"{ip}\"]: failed to allocate IP {ip}: provided IP is already allocated"
+    );
+    assert!(taken.status == 422 && why(&taken).ends_with(&want), "{}", why(&taken));
+    let outside = try_create(&server, "b", json!({"clusterIP": "10.97.0.1"})).await;
+    assert!(
+        why(&outside).ends_with("the provided network does not match the current range"),
+        "{}",
+        why(&outside)
+    );
+    let last = try_create(&server, "b", json!({"clusterIP": "10.96.0.255"})).await;
+    let want =
+        "the provided IP (10.96.0.255) is not in the valid range. The range of valid IPs is 10.96.0.0/24";
+    assert!(why(&last).ends_with(want), "{}", why(&last));
+    // Who creates the object has the address.
+    let claim = json!({"metadata": {"name": "10.96.0.9"},
+        "spec": {"parentRef": {"group": "gateway.networking.k8s.io", "resource": "gateways", "name": "g"}}});
+    done(&server, "POST", ADDRESSES, &claim).await;
+    assert_eq!(try_create(&server, "b", json!({"clusterIP": "10.96.0.9"})).await.status, 422);
+
+    // A change of the type gives the address back, and so does the end.
+    let external = json!({"spec": {"type": "ExternalName", "externalName": "x.y", "clusterIP": null, "clusterIPs": null}});
+    done(&server, "PATCH", &format!("{SERVICES}/a"), &external).await;
+    assert_eq!(addresses(&server).await.len(), 1);
+    create(&server, "b", json!({"clusterIP": ip})).await;
+    done(&server, "DELETE", &format!("{SERVICES}/b"), &Value::Null).await;
+    assert_eq!(addresses(&server).await.into_keys().collect::<Vec<_>>(), ["10.96.0.9"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_servers_give_nothing_twice() {
+    let store = Store::memory();
+    // 30 addresses for 40 Services.
+    let servers = [server(&store, "10.96.0.0/27").await, server(&store, "10.96.0.0/27").await];
+    let all = join_all((0..40).map(|i| {
+        let server = &servers[i % 2];
+        async move { try_create(server, &format!("s{i}"), json!({"type": "NodePort"})).await }
+    }))
+    .await;
+    let made: Vec<Value> = all.iter().filter(|a| a.status == 201).map(Answer::json).collect();
+    assert_eq!(made.len(), 30);
+    let ips: BTreeSet<String> = made.iter().map(address).collect();
+    let ports: BTreeSet<i64> =
+        made.iter().map(|s| s["spec"]["ports"][0]["nodePort"].as_i64().unwrap()).collect();
+    assert_eq!((ips.len(), ports.len()), (30, 30));
+    let full = all.iter().find(|a| a.status != 201).unwrap();
+    assert!(full.status == 500 && why(full).ends_with("range is full"), "{}", why(full));
+    // A Service that was refused left no claim behind, a node port neither.
+    assert_eq!(addresses(&servers[0]).await.into_keys().collect::<BTreeSet<_>>(), ips);
+    assert_eq!(store.snapshot("ranges.servicenodeports").range("", "").count(), 30);
+}
+
+#[tokio::test]
+async fn added_ranges_are_used_while_they_are_ready() {
+    let store = Store::memory();
+    let server = server(&store, "10.96.0.0/30").await;
+    let range = async |name: &str, cidr: &str| {
+        done(&server, "POST", RANGES, &json!({"metadata": {"name": name}, "spec": {"cidrs": [cidr]}})).await;
+    };
+    create(&server, "a", json!({})).await;
+    create(&server, "b", json!({})).await;
+    assert_eq!(try_create(&server, "c", json!({})).await.status, 500);
+    range("more", "10.97.0.0/29").await;
+    assert_eq!(try_create(&server, "c", json!({})).await.status, 500, "it is not ready");
+    let ready = async |name: &str, status: &str| {
+        let condition = json!({"type": "Ready", "status": status, "reason": "r", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let status = json!({"status": {"conditions": [condition]}});
+        done(&server, "PATCH", &format!("{RANGES}/{name}/status"), &status).await;
+    };
+    ready("more", "True").await;
+    assert!(address(&create(&server, "c", json!({})).await).starts_with("10.97.0."));
+    create(&server, "d", json!({"clusterIP": "10.97.0.6"})).await;
+    ready("more", "False").await;
+    assert_eq!(try_create(&server, "e", json!({})).await.status, 500);
+    // With an object for the configured range, the objects alone say which ranges there are.
+    range("kubernetes", "10.96.0.0/30").await;
+    done(&server, "DELETE", &format!("{SERVICES}/a"), &Value::Null).await;
+    assert_eq!(try_create(&server, "e", json!({})).await.status, 500);
+    ready("kubernetes", "True").await;
+    create(&server, "e", json!({})).await;
+}
+
+#[tokio::test]
+async fn ports_of_one_number_share_a_node_port() {
+    let store = Store::memory();
+    let server = server(&store, "10.96.0.0/24").await;
+    let dns = json!([{"name": "u", "port": 53, "protocol": "UDP"}, {"name": "t", "port": 53, "protocol": "TCP"},
+        {"name": "m", "port": 9153}]);
+    let service = create(&server, "dns", json!({"type": "NodePort", "ports": dns})).await;
+    let ports: Vec<i64> = (0..3).map(|i| service["spec"]["ports"][i]["nodePort"].as_i64().unwrap()).collect();
+    assert_eq!(ports[0], ports[1]);
+    assert_ne!(ports[0], ports[2]);
+    let asked = json!([{"name": "u", "port": 53, "protocol": "UDP"},
+        {"name": "t", "port": 53, "protocol": "TCP", "nodePort": 30100}]);
+    let service = create(&server, "asked", json!({"type": "NodePort", "ports": asked})).await;
+    assert_eq!(service["spec"]["ports"][0]["nodePort"], 30100);
+    let taken = json!([{"port": 1, "nodePort": 30100}]);
+    let refused = try_create(&server, "c", json!({"type": "NodePort", "ports": taken})).await;
+    let want = "spec.ports[0].nodePort: Invalid value: 30100: provided port is already allocated";
+    assert!(refused.status == 422 && why(&refused).ends_with(want), "{}", why(&refused));
+    let low = json!([{"port": 1, "nodePort": 80}]);
+    let refused = try_create(&server, "c", json!({"type": "NodePort", "ports": low})).await;
+    assert!(why(&refused).ends_with("The range of valid ports is 30000-32767"), "{}", why(&refused));
+    // Neither took an address, nor a port that was right.
+    assert_eq!(addresses(&server).await.len(), 2);
+
+    // The health check of a load balancer has a port while it is needed.
+    let local = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "allocateLoadBalancerNodePorts": false});
+    let service = create(&server, "lb", local).await;
+    assert!(service["spec"]["ports"][0].get("nodePort").is_none());
+    let port = service["spec"]["healthCheckNodePort"].as_i64().unwrap();
+    assert!((30000..=32767).contains(&port));
+    let held = || store.get("ranges.servicenodeports", &port.to_string()).is_some();
+    assert!(held());
+    done(&server, "PATCH", &format!("{SERVICES}/lb"), &json!({"metadata": {"labels": {"a": "b"}}})).await;
+    assert!(held());
+    done(&server, "PATCH", &format!("{SERVICES}/lb"), &json!({"spec": {"externalTrafficPolicy": "Cluster"}}))
+        .await;
+    assert!(!held());
+
+    // A dry run takes nothing.
+    let before = addresses(&server).await;
+    let dry = format!("{SERVICES}?dryRun=All");
+    let body = json!({"metadata": {"name": "dry"}, "spec": {"type": "NodePort", "ports": [{"name": "a", "port": 1}, {"name": "b", "port": 2}]}});
+    for _ in 0..2 {
+        let shown = done(&server, "POST", &dry, &body).await;
+        assert_eq!(shown["spec"]["clusterIP"], "10.96.0.0");
+        assert_eq!(shown["spec"]["ports"][1]["nodePort"], 32770);
+    }
+    assert_eq!(addresses(&server).await, before);
+}
+
+#[tokio::test]
+async fn a_store_from_before_is_claimed_at_the_start() {
+    let store = Store::memory();
+    let first = server(&store, "10.96.0.0/24").await;
+    let ip = address(&create(&first, "a", json!({"type": "NodePort"})).await);
+    drop(first);
+    for resource in ["ipaddresses.networking.k8s.io", "ranges.servicenodeports"] {
+        let snapshot = store.snapshot(resource);
+        let all: Vec<_> = snapshot.range("", "").collect();
+        assert_eq!(all.len(), 1);
+        for one in all {
+            store.delete(resource, &one.key, one.revision, |_| one.json.clone()).await.unwrap();
+        }
+    }
+    let second = server(&store, "10.96.0.0/24").await;
+    assert_eq!(addresses(&second).await, [(ip, "a".to_owned())].into());
+    assert_eq!(store.snapshot("ranges.servicenodeports").range("", "").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_crash_left_over_is_found() {
+    let store = Store::memory();
+    let server = server(&store, "10.96.0.0/24").await;
+    create(&server, "a", json!({"type": "NodePort"})).await;
+    let labels = json!({"ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"});
+    let orphan = |ip: &str, name: &str| {
+        json!({"metadata": {"name": ip, "labels": labels},
+        "spec": {"parentRef": {"resource": "services", "namespace": "default", "name": name}}})
+    };
+    done(&server, "POST", ADDRESSES, &orphan("10.96.0.77", "gone")).await;
+    done(&server, "POST", ADDRESSES, &orphan("10.96.0.78", "a")).await;
+    let mine = json!({"metadata": {"name": "10.96.0.79"}, "spec": {"parentRef": {"resource": "services",
+        "namespace": "default", "name": "gone"}}});
+    done(&server, "POST", ADDRESSES, &mine).await;
+    assert_eq!(addresses(&server).await.len(), 4);
+    tokio::time::sleep(std::time::Duration::from_secs(400)).await;
+    let left = addresses(&server).await;
+    assert_eq!(left.len(), 2, "{left:?}");
+    assert!(left.contains_key("10.96.0.79"), "somebody else's stays");
+    assert_eq!(store.snapshot("ranges.servicenodeports").range("", "").count(), 1);
+}
