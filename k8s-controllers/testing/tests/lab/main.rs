@@ -5,6 +5,7 @@
 mod counters;
 mod elections;
 mod existing;
+mod extenders;
 mod framework;
 mod kit;
 mod kube_rs;
