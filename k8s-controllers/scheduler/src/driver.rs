@@ -107,6 +107,7 @@ struct Changes {
 enum Input {
     Pod(Change<Pod>),
     Node(Change<Node>),
+    Claim(Change<ResourceClaim>),
     /// A change of an object of this kind, by namespace and name; after missed changes without a name.
     Object(WakeOn, String, String),
     Report(Report),
@@ -267,7 +268,7 @@ impl Scheduler {
             Some(change) = changes.classes.next() => object(WakeOn::CLASS, &change),
             Some(change) = changes.csi_nodes.next() => object(WakeOn::CSI_NODE, &change),
             Some(change) = changes.namespaces.next() => object(WakeOn::NAMESPACE, &change),
-            Some(change) = changes.resource_claims.next() => object(WakeOn::RESOURCE_CLAIM, &change),
+            Some(change) = changes.resource_claims.next() => Input::Claim(change),
             Some(change) = changes.device_classes.next() => object(WakeOn::DEVICE_CLASS, &change),
             Some(change) = changes.slices.next() => object(WakeOn::RESOURCE_SLICE, &change),
             () = due => Input::Due,

@@ -1,6 +1,6 @@
 //! Changes of the cluster that may make a refused pod schedulable.
 
-use k8s_core::api::api::core::v1::Node;
+use k8s_core::api::api::{core::v1::Node, resource::v1::ResourceClaim};
 
 use crate::{NodeInfo, PodInfo};
 
@@ -85,6 +85,10 @@ pub struct Event<'a> {
     pub pod: Option<&'a PodInfo>,
     /// The placed pod before an update.
     pub old_pod: Option<&'a PodInfo>,
+    /// The ResourceClaim as it is now.
+    pub claim: Option<&'a ResourceClaim>,
+    /// The ResourceClaim before an update, or the deleted one.
+    pub old_claim: Option<&'a ResourceClaim>,
     /// Namespace and name of the claim, volume, class or CSINode.
     pub object: Option<(&'a str, &'a str)>,
 }
@@ -93,7 +97,16 @@ impl<'a> Event<'a> {
     /// Creates a change of these kinds without details.
     #[must_use]
     pub fn of(what: WakeOn) -> Self {
-        Event { what, node: None, old_node: None, pod: None, old_pod: None, object: None }
+        Event {
+            what,
+            node: None,
+            old_node: None,
+            pod: None,
+            old_pod: None,
+            claim: None,
+            old_claim: None,
+            object: None,
+        }
     }
 
     pub(crate) fn node(what: WakeOn, node: Option<&'a NodeInfo>, old_node: Option<&'a Node>) -> Self {
@@ -102,6 +115,10 @@ impl<'a> Event<'a> {
 
     pub(crate) fn pod(what: WakeOn, pod: &'a PodInfo, old_pod: Option<&'a PodInfo>) -> Self {
         Event { pod: Some(pod), old_pod, ..Event::of(what) }
+    }
+
+    pub(crate) fn claim(claim: Option<&'a ResourceClaim>, old_claim: Option<&'a ResourceClaim>) -> Self {
+        Event { claim, old_claim, ..Event::of(WakeOn::RESOURCE_CLAIM) }
     }
 
     pub(crate) fn object(what: WakeOn, namespace: &'a str, name: &'a str) -> Self {

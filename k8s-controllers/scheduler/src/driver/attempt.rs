@@ -109,12 +109,13 @@ impl Scheduler {
         for plugin in shared.rows.iter().rev().filter_map(|row| row.reserve.as_ref()) {
             plugin.unreserve(&pod, &node);
         }
-        if self.cluster.forget(pod.uid()) {
+        debug!(pod = %pod.key, node, error = %failure, "not bound");
+        let live = self.pods.by_key(&pod.key).filter(|live| live.uid() == pod.uid());
+        if self.cluster.forget(pod.uid()) || live.is_none() {
+            // What plugins had reserved for the pod is free only now, also if the pod left the node before.
             self.wake(&Event::pod(WakeOn::POD_GONE, &pod, None));
         }
-        debug!(pod = %pod.key, node, error = %failure, "not bound");
         // An extender may have bound the pod, and its answer came too late.
-        let live = self.pods.by_key(&pod.key).filter(|live| live.uid() == pod.uid());
         if let Some(live) = live.filter(|live| node_of(live).is_none() && !live.is_deleting()) {
             // Changes of a pod that is being bound are not taken in.
             attempt.pod = Arc::new(PodInfo::new(live));

@@ -53,6 +53,10 @@ impl Scheduler {
                 // One topology domain less can make a spread constraint satisfiable.
                 self.wake(&Event::node(WakeOn::NODE_GONE, None, Some(&node)));
             }
+            Input::Claim(Change::Added(claim)) => self.wake(&Event::claim(Some(&claim), None)),
+            Input::Claim(Change::Modified(old, claim)) => self.wake(&Event::claim(Some(&claim), Some(&old))),
+            Input::Claim(Change::Deleted(claim)) => self.wake(&Event::claim(None, Some(&claim))),
+            Input::Claim(Change::Resync) => self.wake(&Event::of(WakeOn::ANYTHING)),
             Input::Object(what, namespace, name) => self.wake(&Event::object(what, &namespace, &name)),
             Input::Report(Report::Bound(bound)) => self.bound(*bound),
             Input::Report(Report::NotEvicted(uid)) => self.queue.hurry(&uid),

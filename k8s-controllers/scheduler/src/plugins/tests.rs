@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use k8s_core::{
-    api::api::core::v1::{Node, Pod},
+    api::api::{
+        core::v1::{Node, Pod},
+        resource::v1::ResourceClaim,
+    },
     cache::Cache,
     meta::Object,
 };
@@ -440,7 +443,34 @@ fn hints_wake_the_pods_that_a_change_can_help() {
     };
     let (shrunk, full) = (pod("s", asking("1", "1Gi")), pod("s", asking("2", "1Gi")));
     let user = with_claim("user", "data");
+    let device = |name: &str, namespace: &str, status: Value| -> ResourceClaim {
+        from(json!({"metadata": {"name": name, "namespace": namespace, "uid": name}, "status": status}))
+    };
+    let devices = |name: &str| {
+        pod(name, json!({"spec": {"resourceClaims": [{"name": "d", "resourceClaimName": "own"}]}}))
+    };
+    let (new, given) = (json!(null), json!({"allocation": {"devices": {}}}));
+    let reserved = json!({"allocation": {"devices": {}}, "reservedFor": [{"name": "x", "resource": "pods", "uid": "u"}]});
+    let (own, mine) = (device("own", "n", new.clone()), device("own", "n", given.clone()));
+    let (other_new, other_given) = (device("other", "n", new.clone()), device("other", "n", given.clone()));
+    let (shared, far_away) = (device("own", "n", reserved), device("own", "m", given));
+    let (driver, mut protected) = (devices("driver"), own.clone());
+    protected.metadata.finalizers = Some(vec!["f".into()]);
     for (name, who, event, wakes) in [
+        ("DynamicResources", &driver, Event::claim(Some(&own), None), true),
+        ("DynamicResources", &driver, Event::claim(Some(&mine), Some(&own)), true),
+        ("DynamicResources", &driver, Event::claim(Some(&shared), Some(&mine)), true),
+        ("DynamicResources", &driver, Event::claim(Some(&protected), Some(&own)), false),
+        ("DynamicResources", &driver, Event::claim(Some(&far_away), None), false),
+        ("DynamicResources", &driver, Event::claim(Some(&other_new), None), false),
+        ("DynamicResources", &driver, Event::claim(Some(&other_given), Some(&other_new)), false),
+        // Devices are free.
+        ("DynamicResources", &driver, Event::claim(Some(&other_new), Some(&other_given)), true),
+        ("DynamicResources", &driver, Event::claim(None, Some(&other_given)), true),
+        ("DynamicResources", &driver, Event::claim(None, Some(&other_new)), false),
+        ("DynamicResources", &driver, Event::pod(WakeOn::POD_GONE, &devices("q"), None), true),
+        ("DynamicResources", &driver, Event::pod(WakeOn::POD_GONE, &web, None), false),
+        ("DynamicResources", &driver, Event::object(WakeOn::RESOURCE_SLICE, "", "s"), true),
         ("TaintToleration", &plain, Event::node(WakeOn::NODE_ADDED, at("free"), None), true),
         ("TaintToleration", &plain, Event::node(WakeOn::NODE_ADDED, at("tainted"), None), false),
         ("TaintToleration", &plain, Event::node(WakeOn::NODE_TAINTS, at("free"), Some(&before)), true),

@@ -10,6 +10,7 @@ mod framework;
 mod kit;
 mod kube_rs;
 mod operators;
+mod scheduling;
 mod speed;
 mod storms;
 
