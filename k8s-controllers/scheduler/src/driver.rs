@@ -25,7 +25,7 @@ use k8s_core::{
         api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
         api::{
             resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
-            storage::v1::{CSINode, StorageClass},
+            storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
         },
     },
     cache::{Cache, Change, Subscription},
@@ -44,7 +44,7 @@ use crate::{
     failures::Failures,
     metrics::Metrics,
     queue::Queue,
-    volumes::{Controllers, Devices, Lists},
+    volumes::{Controllers, Devices, Lists, limit},
 };
 
 /// A profile with the rows shared by the tasks that bind.
@@ -98,6 +98,8 @@ struct Changes {
     volumes: Subscription<PersistentVolume>,
     classes: Subscription<StorageClass>,
     csi_nodes: Subscription<CSINode>,
+    csi_drivers: Subscription<CSIDriver>,
+    capacities: Subscription<CSIStorageCapacity>,
     namespaces: Subscription<Namespace>,
     resource_claims: Subscription<ResourceClaim>,
     device_classes: Subscription<DeviceClass>,
@@ -122,6 +124,16 @@ fn object<K: ObjectExt>(what: WakeOn, change: &Change<K>) -> Input {
             Input::Object(what, o.namespace().to_owned(), o.name().to_owned())
         }
     }
+}
+
+/// Returns the input of a change of a driver's room. Only more of it helps; drivers publish it every minute.
+fn capacity(change: &Change<CSIStorageCapacity>) -> Input {
+    let grew = match change {
+        Change::Resync | Change::Added(_) => true,
+        Change::Modified(old, new) => limit(new) > limit(old),
+        Change::Deleted(_) => false,
+    };
+    object(if grew { WakeOn::STORAGE_CAPACITY } else { WakeOn::NOTHING }, change)
 }
 
 fn is_terminal(pod: &Pod) -> bool {
@@ -150,6 +162,8 @@ impl Scheduler {
             volumes: caches.of(),
             classes: caches.of(),
             csi_nodes: caches.of(),
+            csi_drivers: caches.of(),
+            capacities: caches.of(),
             budgets: caches.of(),
             services: caches.of(),
             controllers: Controllers {
@@ -201,6 +215,8 @@ impl Scheduler {
             volumes: self.lists.volumes.subscribe(),
             classes: self.lists.classes.subscribe(),
             csi_nodes: self.lists.csi_nodes.subscribe(),
+            csi_drivers: self.lists.csi_drivers.subscribe(),
+            capacities: self.lists.capacities.subscribe(),
             namespaces: self.namespaces.subscribe(),
             resource_claims: self.lists.devices.claims.subscribe(),
             device_classes: self.lists.devices.classes.subscribe(),
@@ -216,6 +232,8 @@ impl Scheduler {
             lists.volumes.synced(),
             lists.classes.synced(),
             lists.csi_nodes.synced(),
+            lists.csi_drivers.synced(),
+            lists.capacities.synced(),
             lists.budgets.synced(),
             lists.services.synced(),
             controllers.replication.synced(),
@@ -267,6 +285,8 @@ impl Scheduler {
             Some(change) = changes.volumes.next() => object(WakeOn::PERSISTENT_VOLUME, &change),
             Some(change) = changes.classes.next() => object(WakeOn::CLASS, &change),
             Some(change) = changes.csi_nodes.next() => object(WakeOn::CSI_NODE, &change),
+            Some(change) = changes.csi_drivers.next() => object(WakeOn::CSI_DRIVER, &change),
+            Some(change) = changes.capacities.next() => capacity(&change),
             Some(change) = changes.namespaces.next() => object(WakeOn::NAMESPACE, &change),
             Some(change) = changes.resource_claims.next() => Input::Claim(change),
             Some(change) = changes.device_classes.next() => object(WakeOn::DEVICE_CLASS, &change),

@@ -54,6 +54,10 @@ impl WakeOn {
     pub const DEVICE_CLASS: WakeOn = WakeOn(1 << 15);
     /// A ResourceSlice was created or changed.
     pub const RESOURCE_SLICE: WakeOn = WakeOn(1 << 16);
+    /// A CSIDriver was created, changed or deleted.
+    pub const CSI_DRIVER: WakeOn = WakeOn(1 << 17);
+    /// A CSIStorageCapacity was created, or has more room.
+    pub const STORAGE_CAPACITY: WakeOn = WakeOn(1 << 18);
     /// Every kind of change.
     pub const ANYTHING: WakeOn = WakeOn(u32::MAX);
     /// The empty set.

@@ -112,7 +112,7 @@ impl Scheduler {
         debug!(pod = %pod.key, node, error = %failure, "not bound");
         let live = self.pods.by_key(&pod.key).filter(|live| live.uid() == pod.uid());
         if self.cluster.forget(pod.uid()) || live.is_none() {
-            // What plugins had reserved for the pod is free only now, also if the pod left the node before.
+            // The plugins' reservations for the pod end only now, also if the pod left the node before.
             self.wake(&Event::pod(WakeOn::POD_GONE, &pod, None));
         }
         // An extender may have bound the pod, and its answer came too late.

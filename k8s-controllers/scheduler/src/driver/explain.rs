@@ -291,6 +291,8 @@ impl Builder {
             volumes: read(client).await?,
             classes: read(client).await?,
             csi_nodes: read(client).await?,
+            csi_drivers: read(client).await?,
+            capacities: read(client).await?,
             budgets: read(client).await?,
             services: read(client).await?,
             controllers: Controllers {

@@ -307,6 +307,62 @@ fn storage(claims: Vec<Value>, volumes: Vec<Value>, provisioner: &str) -> Cluste
 }
 
 #[test]
+fn volumes_are_made_where_the_driver_has_room() {
+    let plugin = made("VolumeBinding");
+    let disk = "disk.example.com";
+    let big = claim("big", json!({"spec": {"resources": {"requests": {"storage": "9Gi"}}}}));
+    let told = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "a"}}});
+    let claims = || vec![claim("small", json!({})), big.clone(), claim("told", told.clone())];
+    let on = |name: &str| json!({"matchLabels": {"kubernetes.io/hostname": name}});
+    let room = |name: &str, more: Value| {
+        let mut all = json!({"metadata": {"name": name, "namespace": "d"}, "storageClassName": "late"});
+        merge(&mut all, more);
+        all
+    };
+    let said = |published: Option<bool>, rooms: &[Value], name: &str| {
+        let cluster = storage(claims(), vec![], disk);
+        let lists = cluster.lists().unwrap();
+        let driver = json!({"metadata": {"name": disk}, "spec": {"storageCapacity": published}});
+        lists.csi_drivers.replace(vec![from(driver)], 1);
+        lists.capacities.replace(rooms.iter().cloned().map(from).collect(), 1);
+        let pod = with_claim("p", name);
+        let free = |node| match refusal(&plugin, &cluster, &pod, node).as_deref() {
+            None => true,
+            Some(reason) => {
+                let wanted = [
+                    "node(s) did not have enough free storage",
+                    "node(s) didn't find available persistent volumes to bind",
+                ];
+                assert!(wanted.contains(&reason), "{reason}");
+                false
+            }
+        };
+        (free("a"), free("b"))
+    };
+    // A driver that does not publish its room has it everywhere.
+    assert_eq!(said(None, &[], "big"), (true, true));
+    assert_eq!(said(Some(false), &[], "big"), (true, true));
+    assert_eq!(said(Some(true), &[], "small"), (false, false));
+    let rooms = [
+        room("a", json!({"nodeTopology": on("a"), "capacity": "10Gi"})),
+        room("b", json!({"nodeTopology": on("b"), "capacity": "10Gi", "maximumVolumeSize": "2Gi"})),
+    ];
+    assert_eq!(said(Some(true), &rooms, "small"), (true, true));
+    assert_eq!(said(Some(true), &rooms, "big"), (true, false), "volumes of b are smaller");
+    assert_eq!(said(Some(true), &rooms, "told"), (true, false));
+    assert_eq!(said(Some(true), &rooms[1..], "told"), (false, false), "a has no room any more");
+    for (nodes, more) in [
+        ((true, true), json!({"nodeTopology": {}, "capacity": "10Gi"})),
+        ((false, false), json!({"capacity": "10Gi"})),
+        ((false, false), json!({"nodeTopology": {}})),
+        ((false, false), json!({"nodeTopology": {}, "capacity": "1023Mi"})),
+        ((false, false), json!({"nodeTopology": {}, "capacity": "10Gi", "storageClassName": "other"})),
+    ] {
+        assert_eq!(said(Some(true), &[room("x", more.clone())], "small"), nodes, "{more}");
+    }
+}
+
+#[test]
 fn claims_are_bound_where_their_volumes_are() {
     let none = "kubernetes.io/no-provisioner";
     let plugin = made("VolumeBinding");
@@ -491,6 +547,9 @@ fn hints_wake_the_pods_that_a_change_can_help() {
         ("VolumeBinding", &user, Event::object(WakeOn::CLAIM, "n", "other"), false),
         ("VolumeBinding", &user, Event::object(WakeOn::CLAIM, "m", "data"), false),
         ("VolumeBinding", &user, Event::object(WakeOn::PERSISTENT_VOLUME, "", "pv"), true),
+        ("VolumeBinding", &user, Event::object(WakeOn::STORAGE_CAPACITY, "d", "c"), true),
+        ("VolumeBinding", &user, Event::object(WakeOn::CSI_DRIVER, "", "d"), true),
+        ("VolumeBinding", &user, Event::object(WakeOn::NOTHING, "d", "c"), false),
         ("VolumeRestrictions", &user, Event::pod(WakeOn::POD_GONE, &with_claim("q", "data"), None), true),
         ("VolumeRestrictions", &user, Event::pod(WakeOn::POD_GONE, &web, None), false),
     ] {

@@ -22,7 +22,7 @@ use tokio::{
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-/// What the extender does.
+/// The extender's behaviour and its calls.
 #[derive(Default)]
 struct Rules {
     /// Nodes that it passes.

@@ -1,4 +1,4 @@
-//! What the scheduler does after a decision that comes to nothing, in virtual time.
+//! Decisions that come to nothing, and the changes that wake their pods, in virtual time.
 
 use std::{
     sync::{
@@ -13,8 +13,9 @@ use k8s_apiserver::User;
 use k8s_controllers::Handle;
 use k8s_core::{
     api::api::{
-        core::v1::{Event, Pod, PodCondition},
+        core::v1::{Event, PersistentVolumeClaim, Pod, PodCondition},
         resource::v1::{DeviceClass, ResourceClaim, ResourceSlice},
+        storage::v1::{CSIStorageCapacity, StorageClass},
     },
     client::{Client, DeleteOptions, Error, ListParams, Patch},
 };
@@ -207,6 +208,43 @@ async fn claims_of_others_wake_no_pod_that_waits_for_devices() -> Outcome {
     // A device that comes free does.
     cluster.client().namespaced::<Pod>("default").delete("first", &DeleteOptions::default()).await?;
     cluster.until::<Pod>("default", "second", |pod| node_of(pod).is_some()).await?;
+    running.shutdown().await?;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_made_where_its_driver_has_room() -> Outcome {
+    let (cluster, running) = start(|builder| builder).await?;
+    cluster
+        .apply("{apiVersion: storage.k8s.io/v1, kind: CSIDriver, metadata: {name: d.example.com}, spec: {storageCapacity: true}}")
+        .await?;
+    let class = json!({"metadata": {"name": "late"}, "provisioner": "d.example.com",
+        "volumeBindingMode": "WaitForFirstConsumer"});
+    cluster.client().all::<StorageClass>().create(&serde_json::from_value(class)?).await?;
+    let room = json!({"metadata": {"name": "room"}, "storageClassName": "late", "capacity": "1Gi",
+        "nodeTopology": {"matchLabels": {"kubernetes.io/hostname": "node-1"}}});
+    cluster.create::<CSIStorageCapacity>("default", &room).await?;
+    let claim = json!({"metadata": {"name": "data"}, "spec": {"storageClassName": "late",
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "2Gi"}}}});
+    cluster.create::<PersistentVolumeClaim>("default", &claim).await?;
+    let volumes = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]);
+    cluster.create::<Pod>("default", &pod("a", json!({"volumes": volumes}))).await?;
+    let message = refused(&cluster, "a", "Unschedulable").await?;
+    assert!(
+        message.starts_with("0/2 nodes are available: 2 node(s) did not have enough free storage."),
+        "{message}"
+    );
+    let capacities = cluster.client().namespaced::<CSIStorageCapacity>("default");
+    let begun = cluster.clock().now();
+    capacities.patch("room", &Patch::Merge(json!({"capacity": "3Gi"}))).await?;
+    let told = |claim: &PersistentVolumeClaim| {
+        let annotations = claim.metadata.annotations.as_ref();
+        annotations
+            .is_some_and(|all| all.get("volume.kubernetes.io/selected-node").is_some_and(|n| n == "node-1"))
+    };
+    cluster.until("default", "data", told).await?;
+    let waited = cluster.clock().since(begun);
+    assert!(waited < Duration::from_secs(30), "{waited:?}");
     running.shutdown().await?;
     Ok(())
 }
