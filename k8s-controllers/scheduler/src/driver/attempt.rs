@@ -109,7 +109,7 @@ impl Scheduler {
         for plugin in shared.rows.iter().rev().filter_map(|row| row.reserve.as_ref()) {
             plugin.unreserve(&pod, &node);
         }
-        debug!(pod = %pod.key, node, error = %failure, "not bound");
+        debug!(pod = %pod.key, node, error = ?failure, "not bound");
         let live = self.pods.by_key(&pod.key).filter(|live| live.uid() == pod.uid());
         if self.cluster.forget(pod.uid()) || live.is_none() {
             // The plugins' reservations for the pod end only now, also if the pod left the node before.

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod over_http;
+mod over_tls;
 
 /// An extender that answers by a function of verb and body, and remembers the bodies.
 struct Fake<F> {

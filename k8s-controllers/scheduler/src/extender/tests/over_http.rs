@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use k8s_core::client::RemoteConfig;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
 };
 
 use super::*;
 
 /// Reads one request; returns its first line and its body.
-async fn request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+pub(super) async fn request(stream: &mut (impl AsyncRead + Unpin)) -> Option<(String, Vec<u8>)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
