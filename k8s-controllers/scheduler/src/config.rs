@@ -1,13 +1,18 @@
-//! KubeSchedulerConfiguration: profiles, plugins and their arguments.
+//! KubeSchedulerConfiguration: profiles, plugins and their arguments, extenders.
+
+mod extenders;
+
+pub use self::extenders::{ExtenderConfig, ExtenderTls, ManagedResource};
 
 use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Plugin, Points,
     decide::{Enough, MOST_PLUGINS, Profile},
+    extender::Extenders,
     plugins::ROWS,
 };
 
@@ -73,6 +78,8 @@ pub struct Configuration {
     pub pod_max_backoff_seconds: u64,
     /// The profiles, one per `schedulerName`. Default: one for `default-scheduler`.
     pub profiles: Vec<ProfileConfig>,
+    /// Webhooks that take part in the decisions of all profiles. Default: none.
+    pub extenders: Vec<ExtenderConfig>,
 }
 
 impl Default for Configuration {
@@ -87,6 +94,7 @@ impl Default for Configuration {
             pod_initial_backoff_seconds: 1,
             pod_max_backoff_seconds: 10,
             profiles: Vec::new(),
+            extenders: Vec::new(),
         }
     }
 }
@@ -235,10 +243,11 @@ impl Configuration {
         self.check()?;
         let default = [ProfileConfig::default()];
         let configs = if self.profiles.is_empty() { &default[..] } else { &self.profiles };
+        let ignored = extenders::ignored(&self.extenders);
         let mut profiles: Vec<Profile> = Vec::new();
         for (at, config) in configs.iter().enumerate() {
             let path = format!("profiles[{at}]");
-            let profile = config.profile(&path, self.percentage_of_nodes_to_score, added, bare)?;
+            let profile = config.profile(&path, self.percentage_of_nodes_to_score, &ignored, added, bare)?;
             if profiles.iter().any(|p| p.name == profile.name) {
                 let reason = format!("{:?} is the name of another profile", profile.name);
                 return Err(error(format!("{path}.schedulerName"), reason));
@@ -251,6 +260,14 @@ impl Configuration {
             profiles.push(profile);
         }
         Ok(profiles)
+    }
+
+    /// Makes the extenders; reads the files of their certificates, and opens no connection.
+    ///
+    /// # Errors
+    /// The path of the first field that cannot be used.
+    pub(crate) fn extenders(&self) -> Result<Extenders, ConfigError> {
+        extenders::connect(&self.extenders)
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -286,6 +303,7 @@ impl ProfileConfig {
         &self,
         path: &str,
         percentage: Option<usize>,
+        ignored: &[&str],
         added: &[Points],
         bare: bool,
     ) -> Result<Profile, ConfigError> {
@@ -294,7 +312,7 @@ impl ProfileConfig {
             return Err(error(format!("{path}.schedulerName"), "must not be empty"));
         }
         check_percentage(&format!("{path}.percentageOfNodesToScore"), self.percentage_of_nodes_to_score)?;
-        let known = self.known(path, added)?;
+        let known = self.known(path, ignored, added)?;
         let is_default = |name: &str| {
             !bare
                 || matches!(name, "SchedulingGates" | "PrioritySort" | "DefaultBinder")
@@ -361,8 +379,9 @@ impl ProfileConfig {
         Ok(Profile { name, rows, enough })
     }
 
-    /// Makes all plugins that a profile may enable, with their arguments.
-    fn known(&self, path: &str, added: &[Points]) -> Result<Vec<Points>, ConfigError> {
+    /// Makes all plugins that a profile may enable, with their arguments. `ignored` has the resources that
+    /// only extenders check.
+    fn known(&self, path: &str, ignored: &[&str], added: &[Points]) -> Result<Vec<Points>, ConfigError> {
         let mut args: BTreeMap<&str, (usize, &Value)> = BTreeMap::new();
         for (at, config) in self.plugin_config.iter().enumerate() {
             let path = format!("{path}.pluginConfig[{at}].name");
@@ -376,7 +395,16 @@ impl ProfileConfig {
         let mut known = Vec::new();
         for row in &ROWS {
             let (at, value) = args.get(row.name).copied().unwrap_or((0, &Value::Null));
-            let made = (row.make)(value);
+            let made = match row.name {
+                "NodeResourcesFit" if !ignored.is_empty() => {
+                    let mut value = if value.is_null() { json!({}) } else { value.clone() };
+                    if let Value::Object(args) = &mut value {
+                        args.insert("ignoredResources".into(), json!(ignored));
+                    }
+                    (row.make)(&value)
+                }
+                _ => (row.make)(value),
+            };
             known.push(made.map_err(|reason| error(format!("{path}.pluginConfig[{at}].args"), reason))?);
         }
         for plugin in added {

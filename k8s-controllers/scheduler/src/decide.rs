@@ -1,10 +1,19 @@
 //! One scheduling decision: filters nodes, then scores the feasible ones. Pure.
+//!
+//! Flow: [`Filtering`] finds feasible nodes step by step, and one of them is chosen by the scores. With
+//! extenders, `extender::decide` asks them between the steps. [`Trial`] is the search for victims if no node
+//! is feasible.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+mod filtering;
+mod trial;
+
+use std::sync::Arc;
 
 use rand::{Rng, rngs::StdRng};
 
-use crate::{Cluster, Cycle, NodeInfo, Nomination, PodInfo, Points, Reject, Search, WakeOn};
+pub(crate) use self::filtering::Filtering;
+use self::{filtering::Refused, trial::Trial};
+use crate::{Cluster, Cycle, NodeInfo, Nomination, PodInfo, Points, Reject, WakeOn};
 
 /// Limit of a profile's plugins: a refusal names them by one bit each.
 pub(crate) const MOST_PLUGINS: usize = 64;
@@ -30,7 +39,7 @@ pub(crate) enum Enough {
 }
 
 impl Enough {
-    fn of(self, nodes: usize) -> usize {
+    pub(crate) fn of(self, nodes: usize) -> usize {
         match self {
             Enough::Number(number) => number,
             Enough::Percentage(part) => (nodes * part / 100).max(100),
@@ -54,7 +63,8 @@ pub(crate) struct Fit {
 pub(crate) struct Unschedulable {
     /// Upstream's message, without the part about preemption.
     pub(crate) message: String,
-    /// The plugins that refused, one bit for each row.
+    /// The plugins that refused, one bit for each row. 0: every change of [`Unschedulable::wakes_on`] may
+    /// help.
     pub(crate) refused_by: u64,
     /// Kinds of changes that may make the pod schedulable.
     pub(crate) wakes_on: WakeOn,
@@ -75,25 +85,25 @@ pub(crate) enum Decision {
 pub(crate) trait Trace {
     /// True if all nodes are examined and scores are computed even for a single feasible one.
     const FULL: bool;
-    /// A plugin refused a node, or all of them (`None`).
+    /// A plugin or an extender refused a node, or all of them (`None`).
     fn refused(&mut self, node: Option<&NodeInfo>, plugin: &str, reject: &Reject);
-    /// A plugin scored the feasible nodes.
-    fn scored(&mut self, plugin: &Points, nodes: &[&NodeInfo], raw: &[i64], normalized: &[i64]);
+    /// A plugin or an extender scored the feasible nodes.
+    fn scored(&mut self, plugin: &str, weight: i64, nodes: &[&NodeInfo], raw: &[i64], normalized: &[i64]);
 }
 
 /// No trace.
 impl Trace for () {
     const FULL: bool = false;
     fn refused(&mut self, _: Option<&NodeInfo>, _: &str, _: &Reject) {}
-    fn scored(&mut self, _: &Points, _: &[&NodeInfo], _: &[i64], _: &[i64]) {}
+    fn scored(&mut self, _: &str, _: i64, _: &[&NodeInfo], _: &[i64], _: &[i64]) {}
 }
 
 /// The rows whose filter is asked in one decision.
 type Asked = Vec<usize>;
 
 impl Profile {
-    /// Decides for one pod. The search begins at node `start` and advances it, so that all nodes get their
-    /// turn.
+    /// Decides for one pod without extenders. The search begins at node `start` and advances it, so that all
+    /// nodes get their turn.
     pub(crate) fn decide<T: Trace>(
         &self,
         cluster: &Cluster,
@@ -102,68 +112,21 @@ impl Profile {
         rng: &mut StdRng,
         trace: &mut T,
     ) -> Decision {
-        let nodes = cluster.nodes();
-        if nodes.is_empty() {
-            return Decision::Nowhere(Unschedulable {
-                message: "no nodes available to schedule pods".into(),
-                refused_by: 0,
-                wakes_on: WakeOn::NODE_ADDED,
-                resolvable: Vec::new(),
-            });
-        }
-        let mut cx = Cycle::new(cluster);
-        let (asked, mut refused) = match self.pre_filter(&mut cx, pod, trace) {
-            Ok(found) => found,
+        let mut filtering = match Filtering::start(self, cluster, pod, trace) {
+            Ok(filtering) => filtering,
             Err(why) => return Decision::Nowhere(why),
         };
-        let enough = if T::FULL { usize::MAX } else { self.enough.of(nodes.len()) };
-        let mut feasible: Vec<&NodeInfo> = Vec::with_capacity(enough.min(nodes.len()));
-        let mut evaluated = 0;
-        // Returns true when the search may stop.
-        let mut examine = |node, cx: &mut Cycle<'_>, trace: &mut T| {
-            evaluated += 1;
-            match self.check(cx, &asked, pod, node) {
-                Ok(()) => {
-                    feasible.push(node);
-                    feasible.len() >= enough
-                }
-                Err((at, reject)) => {
-                    trace.refused(Some(node), &self.rows[at].name, &reject);
-                    refused.note(node, reject, at);
-                    false
-                }
-            }
-        };
-        // A nominated node is tried first: room was made there.
-        let nominated = pod.pod.status.as_ref().and_then(|s| s.nominated_node_name.as_deref());
-        let nominated = nominated.and_then(|name| cluster.node(name));
-        let mut done = false;
-        if let Some(node) = nominated.filter(|_| !T::FULL && cx.only().is_none()) {
-            let fits = self.check(&mut cx, &asked, pod, node).is_ok();
-            if fits {
-                return Decision::Fits(Fit { node: node.name().to_owned(), evaluated: 1, feasible: 1 });
-            }
+        if !T::FULL
+            && let Some(node) = filtering.nominated()
+        {
+            return Decision::Fits(Fit { node: node.name().to_owned(), evaluated: 1, feasible: 1 });
         }
-        if let Some(names) = cx.only().map(<[String]>::to_vec) {
-            for node in names.iter().filter_map(|name| cluster.node(name)) {
-                examine(node, &mut cx, trace);
-            }
-            refused.absent = nodes.len() - evaluated;
-        } else {
-            let first = *start % nodes.len();
-            for node in nodes[first..].iter().chain(&nodes[..first]) {
-                if done {
-                    break;
-                }
-                done = examine(node, &mut cx, trace);
-            }
-            *start = (first + evaluated) % nodes.len();
-        }
+        let enough = if T::FULL { usize::MAX } else { self.enough.of(cluster.nodes().len()) };
+        let feasible = filtering.next(enough, start, trace);
         if feasible.is_empty() {
-            return Decision::Nowhere(self.sum_up(refused, nodes.len()));
+            return Decision::Nowhere(filtering.nowhere());
         }
-        let best = self.best(&mut cx, pod, &feasible, rng, trace);
-        Decision::Fits(Fit { node: feasible[best].name().to_owned(), evaluated, feasible: feasible.len() })
+        Decision::Fits(filtering.choose(&feasible, &[], rng, trace))
     }
 
     /// Asks the plugins before the nodes; returns the rows whose filter is to be asked.
@@ -288,11 +251,14 @@ impl Profile {
         }
     }
 
+    /// Returns the index of the node with the highest score. `added` has the extenders' part of the scores,
+    /// if there are any.
     fn best<T: Trace>(
         &self,
         cx: &mut Cycle<'_>,
         pod: &PodInfo,
         feasible: &[&NodeInfo],
+        added: &[i64],
         rng: &mut StdRng,
         trace: &mut T,
     ) -> usize {
@@ -300,6 +266,7 @@ impl Profile {
             return 0;
         }
         let mut totals = vec![0i64; feasible.len()];
+        totals.iter_mut().zip(added).for_each(|(total, score)| *total = *score);
         let mut scores = vec![0i64; feasible.len()];
         for row in &self.rows {
             let Some(score) = &row.score else { continue };
@@ -313,7 +280,7 @@ impl Profile {
             if let Some(plugin) = &row.normalize {
                 plugin.normalize(cx, pod, feasible, &mut scores);
             }
-            trace.scored(row, feasible, &raw, &scores);
+            trace.scored(&row.name, row.weight, feasible, &raw, &scores);
             for (total, score) in totals.iter_mut().zip(&scores) {
                 *total = total.saturating_add(row.weight.saturating_mul(*score));
             }
@@ -345,12 +312,17 @@ impl Profile {
         }
         let mut parts: Vec<String> = reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         parts.sort();
-        Unschedulable {
-            message: format!("0/{nodes} nodes are available: {}.", parts.join(", ")),
-            wakes_on: self.refusers(refused_by).fold(WakeOn::NODE_ADDED, |all, row| all.or(row.wakes_on())),
-            refused_by,
-            resolvable: refused.resolvable,
+        let message = match parts[..] {
+            [] => format!("0/{nodes} nodes are available:"),
+            _ => format!("0/{nodes} nodes are available: {}.", parts.join(", ")),
+        };
+        let mut wakes_on =
+            self.refusers(refused_by).fold(WakeOn::NODE_ADDED, |all, row| all.or(row.wakes_on()));
+        if refused.extended {
+            // An extender does not tell which changes help.
+            (refused_by, wakes_on) = (0, WakeOn::ANYTHING);
         }
+        Unschedulable { message, refused_by, wakes_on, resolvable: refused.resolvable }
     }
 
     /// Returns the plugins of a set of refusals.
@@ -364,7 +336,7 @@ impl Profile {
         let mut cx = Cycle::new(cluster);
         let asked = self.pre_filter(&mut cx, pod, &mut ()).map(|(asked, _)| asked).unwrap_or_default();
         let resolvable = if asked.is_empty() { &[] } else { why.resolvable.as_slice() };
-        let mut trial = Trial { profile: self, cx, asked, pod, resolvable, node: None, away: Vec::new() };
+        let mut trial = Trial::new(self, cx, asked, pod, resolvable);
         for plugin in self.rows.iter().filter_map(|row| row.post_filter.as_ref()) {
             match plugin.post_filter(&mut trial) {
                 Nomination::No(reason) => reasons.extend(Some(reason).filter(|r| !r.is_empty())),
@@ -373,100 +345,6 @@ impl Profile {
             trial.leave();
         }
         Nomination::No(reasons.join(", "))
-    }
-}
-
-/// A search for victims. The state of the cycle is kept equal to the copy of the node.
-struct Trial<'a> {
-    profile: &'a Profile,
-    cx: Cycle<'a>,
-    asked: Asked,
-    pod: &'a PodInfo,
-    resolvable: &'a [String],
-    node: Option<NodeInfo>,
-    /// Pods that the copy lacks.
-    away: Vec<Arc<PodInfo>>,
-}
-
-impl Trial<'_> {
-    fn moved(&mut self, other: &PodInfo, by: i64) {
-        if let Some(node) = &self.node {
-            self.profile.moved(&mut self.cx, &self.asked, self.pod, other, node, by);
-        }
-    }
-
-    fn leave(&mut self) {
-        for pod in std::mem::take(&mut self.away) {
-            self.moved(&pod, 1);
-        }
-        self.node = None;
-    }
-}
-
-impl Search for Trial<'_> {
-    fn cluster(&self) -> &Cluster {
-        self.cx.cluster()
-    }
-
-    fn pod(&self) -> &PodInfo {
-        self.pod
-    }
-
-    fn resolvable(&self) -> &[String] {
-        self.resolvable
-    }
-
-    fn visit(&mut self, node: &str) -> bool {
-        self.leave();
-        self.node = self.cx.cluster().node(node).cloned();
-        self.node.is_some()
-    }
-
-    fn remove(&mut self, pod: &Arc<PodInfo>) {
-        if self.node.as_mut().is_some_and(|node| node.remove(pod.uid())) {
-            self.moved(pod, -1);
-            self.away.push(pod.clone());
-        }
-    }
-
-    fn restore(&mut self, pod: &Arc<PodInfo>) {
-        let Some(at) = self.away.iter().position(|p| p.uid() == pod.uid()) else { return };
-        let pod = self.away.swap_remove(at);
-        self.moved(&pod, 1);
-        if let Some(node) = &mut self.node {
-            node.add(pod);
-        }
-    }
-
-    fn fits(&mut self) -> bool {
-        let Some(node) = self.node.take() else { return false };
-        let fits = self.profile.check(&mut self.cx, &self.asked, self.pod, &node).is_ok();
-        self.node = Some(node);
-        fits
-    }
-}
-
-/// Reasons of the rejections, with the number of nodes for each.
-#[derive(Default)]
-struct Refused {
-    reasons: BTreeMap<Cow<'static, str>, usize>,
-    by: u64,
-    resolvable: Vec<String>,
-    /// Rows that restricted the decision to nodes by name.
-    restricting: Vec<usize>,
-    /// Number of nodes that were not examined because of that.
-    absent: usize,
-}
-
-impl Refused {
-    fn note(&mut self, node: &NodeInfo, reject: Reject, at: usize) {
-        self.by |= 1 << at;
-        if reject.resolvable {
-            self.resolvable.push(node.name().to_owned());
-        }
-        for reason in reject.reasons {
-            *self.reasons.entry(reason).or_default() += 1;
-        }
     }
 }
 

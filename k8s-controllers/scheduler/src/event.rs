@@ -1,6 +1,6 @@
 //! Changes of the cluster that may make a refused pod schedulable.
 
-use k8s_core::api::api::core::v1::Node;
+use k8s_core::api::api::{core::v1::Node, resource::v1::ResourceClaim};
 
 use crate::{NodeInfo, PodInfo};
 
@@ -54,6 +54,10 @@ impl WakeOn {
     pub const DEVICE_CLASS: WakeOn = WakeOn(1 << 15);
     /// A ResourceSlice was created or changed.
     pub const RESOURCE_SLICE: WakeOn = WakeOn(1 << 16);
+    /// A CSIDriver was created, changed or deleted.
+    pub const CSI_DRIVER: WakeOn = WakeOn(1 << 17);
+    /// A CSIStorageCapacity was created, or has more room.
+    pub const STORAGE_CAPACITY: WakeOn = WakeOn(1 << 18);
     /// Every kind of change.
     pub const ANYTHING: WakeOn = WakeOn(u32::MAX);
     /// The empty set.
@@ -85,6 +89,10 @@ pub struct Event<'a> {
     pub pod: Option<&'a PodInfo>,
     /// The placed pod before an update.
     pub old_pod: Option<&'a PodInfo>,
+    /// The ResourceClaim as it is now.
+    pub claim: Option<&'a ResourceClaim>,
+    /// The ResourceClaim before an update, or the deleted one.
+    pub old_claim: Option<&'a ResourceClaim>,
     /// Namespace and name of the claim, volume, class or CSINode.
     pub object: Option<(&'a str, &'a str)>,
 }
@@ -93,7 +101,16 @@ impl<'a> Event<'a> {
     /// Creates a change of these kinds without details.
     #[must_use]
     pub fn of(what: WakeOn) -> Self {
-        Event { what, node: None, old_node: None, pod: None, old_pod: None, object: None }
+        Event {
+            what,
+            node: None,
+            old_node: None,
+            pod: None,
+            old_pod: None,
+            claim: None,
+            old_claim: None,
+            object: None,
+        }
     }
 
     pub(crate) fn node(what: WakeOn, node: Option<&'a NodeInfo>, old_node: Option<&'a Node>) -> Self {
@@ -102,6 +119,10 @@ impl<'a> Event<'a> {
 
     pub(crate) fn pod(what: WakeOn, pod: &'a PodInfo, old_pod: Option<&'a PodInfo>) -> Self {
         Event { pod: Some(pod), old_pod, ..Event::of(what) }
+    }
+
+    pub(crate) fn claim(claim: Option<&'a ResourceClaim>, old_claim: Option<&'a ResourceClaim>) -> Self {
+        Event { claim, old_claim, ..Event::of(WakeOn::RESOURCE_CLAIM) }
     }
 
     pub(crate) fn object(what: WakeOn, namespace: &'a str, name: &'a str) -> Self {

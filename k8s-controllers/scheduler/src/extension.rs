@@ -77,10 +77,24 @@ pub trait Filter: Send + Sync + 'static {
     fn filter(&self, cx: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject>;
 }
 
+/// A node, and the pods on it whose deletion makes room for a pod.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Name of the node.
+    pub node: String,
+    /// The pods to delete, most important first.
+    pub victims: Vec<Arc<PodInfo>>,
+    /// Number of victims that a disruption budget protects.
+    pub violating: usize,
+}
+
 /// Outcome of a [`PostFilter`].
 #[derive(Clone, Debug)]
 pub enum Nomination {
-    /// The pods are deleted, and the pod is nominated to run on the node.
+    /// Extenders may drop some of these and choose other victims. The cheapest one is then preempted: with
+    /// the fewest violated budgets, then the lowest priorities of victims, then the fewest victims.
+    Candidates(Vec<Candidate>),
+    /// The pods are deleted, and the pod is nominated to run on the node. No extender is asked.
     Preempt {
         /// Name of the node.
         node: String,
@@ -99,8 +113,8 @@ pub trait PostFilter: Send + Sync + 'static {
     /// Called if no node is feasible; the plugins are asked in turn until one does something.
     fn post_filter(&self, search: &mut dyn Search) -> Nomination;
 
-    /// Called if no plugin makes room. Returns a request that gives up what keeps the pod from other nodes; the
-    /// scheduler sends it. Default: there is nothing.
+    /// Called if no plugin makes room. Returns a request that gives up what keeps the pod from other nodes;
+    /// the scheduler sends it. Default: there is nothing.
     fn release(&self, cluster: &Cluster, pod: &PodInfo, client: &Client) -> Option<BoxFuture<'static, ()>> {
         let _ = (cluster, pod, client);
         None

@@ -19,10 +19,29 @@ const BURST: u32 = 200;
 /// Reports per second beyond the burst. (Upstream's client is limited to 50 requests per second of any kind.)
 const RATE: u32 = 100;
 
-/// An unschedulable pod and the message to report.
+/// The reason of a pod's condition `PodScheduled`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// No node is feasible, or a plugin refused the chosen one.
+    Unschedulable,
+    /// A request failed.
+    SchedulerError,
+}
+
+impl Reason {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Reason::Unschedulable => "Unschedulable",
+            Reason::SchedulerError => "SchedulerError",
+        }
+    }
+}
+
+/// A pod that is not scheduled, and what to report.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) pod: Arc<PodInfo>,
+    pub(crate) reason: Reason,
     pub(crate) message: String,
 }
 
@@ -89,7 +108,8 @@ mod tests {
     fn failure(uid: u32, message: &str) -> Failure {
         let pod: Pod =
             serde_json::from_value(json!({"metadata": {"name": "p", "uid": uid.to_string()}})).unwrap();
-        Failure { pod: Arc::new(PodInfo::new(Arc::new(pod))), message: message.into() }
+        let pod = Arc::new(PodInfo::new(Arc::new(pod)));
+        Failure { pod, reason: Reason::Unschedulable, message: message.into() }
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! decision is made. If no node is feasible, [`PostFilter`] may preempt pods, and [`EnqueueExtensions`] tell
 //! the changes that wake the pod. A plugin is a row of [`Points`]; the built-in ones are rows of the same
 //! table.
+//! Extenders, webhooks of the configuration, are asked after the filters and about the scores, and may bind.
 //!
 //! Guarantees:
 //! 1. A node is never overcommitted: an assumed pod counts from the decision on, until the API server
@@ -17,10 +18,12 @@
 //!    after five minutes; never before its back-off is over.
 //! 4. Room made by preemption is kept for the preemptor from pods of lower priority. Victims are of lower
 //!    priority, none is needless, and each has the condition `DisruptionTarget` before it is deleted.
-//! 5. Decisions are determined by the order of changes and a seed. [`Builder::explain`] runs the same code.
+//! 5. Without extenders, decisions are determined by the order of changes and a seed. [`Builder::explain`]
+//!    runs the same code.
+//! 6. An extender only takes nodes away, and names no victim that is not of lower priority than the pod.
 //!
 //! Not here: evicting pods from unreachable nodes (node lifecycle controller), provisioning volumes (volume
-//! controllers), pod groups, extender webhooks.
+//! controllers), pod groups.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
@@ -32,6 +35,7 @@ mod decide;
 mod devices;
 mod driver;
 mod event;
+mod extender;
 mod extension;
 mod failures;
 mod metrics;
@@ -48,8 +52,8 @@ mod volumes;
 
 pub use cluster::Cluster;
 pub use config::{
-    ClientConnection, ConfigError, Configuration, LeaderElection, PluginArgs, PluginRef, PluginSet,
-    PluginSets, ProfileConfig,
+    ClientConnection, ConfigError, Configuration, ExtenderConfig, ExtenderTls, LeaderElection,
+    ManagedResource, PluginArgs, PluginRef, PluginSet, PluginSets, ProfileConfig,
 };
 pub use cycle::Cycle;
 pub use driver::{
@@ -57,8 +61,8 @@ pub use driver::{
 };
 pub use event::{Event, WakeOn};
 pub use extension::{
-    Bind, EnqueueExtensions, Filter, Nomination, NormalizeScore, Permit, Placement, PostBind, PostFilter,
-    PreBind, PreEnqueue, PreFilter, PreScore, QueueSort, Reserve, Score, Search,
+    Bind, Candidate, EnqueueExtensions, Filter, Nomination, NormalizeScore, Permit, Placement, PostBind,
+    PostFilter, PreBind, PreEnqueue, PreFilter, PreScore, QueueSort, Reserve, Score, Search,
 };
 pub use node_info::NodeInfo;
 pub use pod_info::PodInfo;

@@ -3,7 +3,7 @@
 mod affinity;
 mod dynamic_resources;
 mod node;
-mod preemption;
+pub(crate) mod preemption;
 mod queue;
 mod resources;
 mod spread;

@@ -9,7 +9,7 @@ use k8s_core::{
                 Node, PersistentVolume, PersistentVolumeClaim, Pod, Service, TopologySelectorTerm, Volume,
             },
             policy::v1::PodDisruptionBudget,
-            storage::v1::{CSINode, StorageClass},
+            storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
         },
         apimachinery::pkg::api::resource::Quantity as ApiQuantity,
     },
@@ -26,6 +26,8 @@ pub(crate) struct Lists {
     pub(crate) volumes: Cache<PersistentVolume>,
     pub(crate) classes: Cache<StorageClass>,
     pub(crate) csi_nodes: Cache<CSINode>,
+    pub(crate) csi_drivers: Cache<CSIDriver>,
+    pub(crate) capacities: Cache<CSIStorageCapacity>,
     pub(crate) budgets: Cache<PodDisruptionBudget>,
     pub(crate) services: Cache<Service>,
     pub(crate) controllers: Controllers,
@@ -65,10 +67,21 @@ pub(crate) struct Waiting {
     pub(crate) claim: Arc<PersistentVolumeClaim>,
     /// The volumes that would satisfy it, smallest first.
     pub(crate) candidates: Vec<Candidate>,
-    /// A provisioner makes a volume if there is none, on nodes of these topologies (none: everywhere).
-    pub(crate) provisioned: Option<Vec<TopologySelectorTerm>>,
+    /// A provisioner makes a volume if there is none, on these nodes.
+    pub(crate) provisioned: Option<Provisioned>,
+    /// Size in bytes; 0 if it has none.
+    size: i64,
     /// The node that an earlier attempt has already told the provisioner.
     pub(crate) selected: Option<String>,
+}
+
+/// The nodes for which a provisioner can make a volume.
+#[derive(Debug)]
+pub(crate) struct Provisioned {
+    /// Those of these topologies; none: all.
+    topologies: Vec<TopologySelectorTerm>,
+    /// Those with enough room, by labels. `None`: the driver does not publish its room.
+    room: Option<Vec<LabelSelector>>,
 }
 
 /// A free volume.
@@ -97,12 +110,16 @@ impl Claim {
     }
 }
 
+const NO_VOLUME: &str = "node(s) didn't find available persistent volumes to bind";
+
 /// Finds a supply for each waiting claim on a node.
 ///
 /// # Errors
 /// The reasons for which the node does not satisfy all claims, as upstream words them.
 pub(crate) fn supply(claims: &[Claim], node: &Node) -> Result<Vec<Supply>, Reject> {
     let (mut reasons, mut taken, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    // Claims whose provisioner knows the node already come first.
+    let (mut selected, mut provisioned) = (Vec::new(), Vec::new());
     for claim in claims {
         match claim {
             Claim::Bound(terms) if reaches(terms.as_ref(), node) => {}
@@ -112,17 +129,22 @@ pub(crate) fn supply(claims: &[Claim], node: &Node) -> Result<Vec<Supply>, Rejec
             Claim::Lost => {
                 reasons.insert("node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)");
             }
-            Claim::Waiting(waiting) => match waiting.on(node, &taken) {
-                Some(Supply::Static(claim, volume)) => {
+            Claim::Waiting(waiting) if waiting.selected.is_some() => selected.push(waiting),
+            Claim::Waiting(waiting) => match waiting.volume(node, &taken) {
+                Some(volume) => {
                     taken.insert(volume.name().to_owned());
-                    found.push(Supply::Static(claim, volume));
+                    found.push(Supply::Static(waiting.claim.clone(), volume));
                 }
-                Some(supply) => found.push(supply),
-                None => {
-                    reasons.insert("node(s) didn't find available persistent volumes to bind");
-                }
+                None => provisioned.push(waiting),
             },
         }
+    }
+    for waiting in selected.into_iter().chain(provisioned) {
+        if let Err(reason) = waiting.provision(node) {
+            reasons.insert(reason);
+            break;
+        }
+        found.push(Supply::Provision(waiting.claim.clone()));
     }
     if reasons.is_empty() {
         return Ok(found);
@@ -131,18 +153,51 @@ pub(crate) fn supply(claims: &[Claim], node: &Node) -> Result<Vec<Supply>, Rejec
 }
 
 impl Waiting {
-    fn on(&self, node: &Node, taken: &BTreeSet<String>) -> Option<Supply> {
-        if let Some(selected) = &self.selected {
-            return (selected == node.name()).then(|| Supply::Provision(self.claim.clone()));
-        }
+    /// Returns a free volume that the node reaches.
+    fn volume(&self, node: &Node, taken: &BTreeSet<String>) -> Option<Arc<PersistentVolume>> {
         let free = |c: &&Candidate| !taken.contains(c.volume.name()) && reaches(c.reach.as_ref(), node);
-        if let Some(candidate) = self.candidates.iter().find(free) {
-            return Some(Supply::Static(self.claim.clone(), candidate.volume.clone()));
-        }
-        let topologies = self.provisioned.as_ref()?;
-        (topologies.is_empty() || topologies.iter().any(|t| is_in(t, node)))
-            .then(|| Supply::Provision(self.claim.clone()))
+        self.candidates.iter().find(free).map(|candidate| candidate.volume.clone())
     }
+
+    /// Checks that a volume can be made for the node.
+    ///
+    /// # Errors
+    /// The reason against the node.
+    fn provision(&self, node: &Node) -> Result<(), &'static str> {
+        let elsewhere = self.selected.as_ref().is_some_and(|selected| selected != node.name());
+        let Some(Provisioned { topologies, room }) = self.provisioned.as_ref().filter(|_| !elsewhere) else {
+            return Err(NO_VOLUME);
+        };
+        if !topologies.is_empty() && !topologies.iter().any(|topology| is_in(topology, node)) {
+            return Err(NO_VOLUME);
+        }
+        let labels = node.metadata.labels.as_ref();
+        match room {
+            Some(room) if !room.iter().any(|nodes| nodes.matches(labels)) => {
+                Err("node(s) did not have enough free storage")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Returns the nodes, by labels, for which the driver of a class has room for a volume. `None`: it does not
+/// publish its room.
+fn room(lists: &Lists, class: &StorageClass, claim: &PersistentVolumeClaim) -> Option<Vec<LabelSelector>> {
+    let driver = lists.csi_drivers.get("", &class.provisioner)?;
+    driver.spec.storage_capacity.filter(|published| *published)?;
+    let requests = claim.spec.as_ref()?.resources.as_ref()?.requests.as_ref()?;
+    let size = amount(Some(requests.get("storage")?));
+    let fits = |capacity: &Arc<CSIStorageCapacity>| {
+        capacity.storage_class_name == class.name() && limit(capacity).is_some_and(|limit| limit >= size)
+    };
+    let all = lists.capacities.list().into_iter().filter(fits);
+    Some(all.filter_map(|c| LabelSelector::from_api(c.node_topology.as_ref()?).ok()).collect())
+}
+
+/// Returns the size in bytes of the largest volume that may be made. `None`: unknown, so that none may.
+pub(crate) fn limit(capacity: &CSIStorageCapacity) -> Option<i64> {
+    capacity.maximum_volume_size.as_ref().or(capacity.capacity.as_ref()).map(|size| amount(Some(size)))
 }
 
 fn is_in(topology: &TopologySelectorTerm, node: &Node) -> bool {
@@ -236,16 +291,30 @@ pub(crate) fn claims_of(pod: &Pod, lists: &Lists, assumed: &[String]) -> Result<
         candidates.sort_by_cached_key(|c| {
             (!is_for(&c.volume, &claim), capacity(&c.volume), c.volume.name().to_owned())
         });
-        let provisioned = (class.provisioner != "kubernetes.io/no-provisioner")
-            .then(|| class.allowed_topologies.clone().unwrap_or_default());
+        let made = class.provisioner != "kubernetes.io/no-provisioner";
+        let provisioned = made.then(|| Provisioned {
+            topologies: class.allowed_topologies.clone().unwrap_or_default(),
+            room: room(lists, &class, &claim),
+        });
         let selected = provisioned.as_ref().and_then(|_| claim.annotation(SELECTED_NODE)).map(str::to_owned);
-        all.push(Claim::Waiting(Arc::new(Waiting { claim, candidates, provisioned, selected })));
+        let size = size_of(&claim);
+        all.push(Claim::Waiting(Arc::new(Waiting { claim, candidates, provisioned, size, selected })));
     }
+    // The smallest claim takes the smallest volume.
+    all.sort_by_key(|claim| match claim {
+        Claim::Waiting(waiting) => waiting.size,
+        Claim::Bound(_) | Claim::Lost => 0,
+    });
     Ok(all)
 }
 
 fn amount(quantity: Option<&ApiQuantity>) -> i64 {
     quantity.and_then(|q| Quantity::try_from(q).ok()).map_or(0, |q| q.units())
+}
+
+fn size_of(claim: &PersistentVolumeClaim) -> i64 {
+    let resources = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    amount(resources.and_then(|resources| resources.requests.as_ref()?.get("storage")))
 }
 
 fn capacity(volume: &PersistentVolume) -> i64 {
@@ -268,8 +337,7 @@ fn satisfies(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> bool {
     if mode(&have.volume_mode) != mode(&want.volume_mode) {
         return false;
     }
-    let size = amount(want.resources.as_ref().and_then(|r| r.requests.as_ref()?.get("storage")));
-    if capacity(volume) < size {
+    if capacity(volume) < size_of(claim) {
         return false;
     }
     if have.claim_ref.is_some() {

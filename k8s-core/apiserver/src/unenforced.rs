@@ -31,10 +31,12 @@ const NO_SHARED_DEVICE: &str = "such a device is not allocated: only whole devic
 const NO_SUCH_REQUEST: &str = "such a request is not allocated: only whole devices are";
 const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but not acted on";
 
+const NO_CSI_MOUNT: &str = "no CSI driver can register with the kubelet: the scheduler and the controllers read the object, but no volume is mounted by a driver";
+
 const KINDS: &[Kind] = &[
-    Kind("csidrivers.storage.k8s.io", NO_CSI),
-    Kind("csinodes.storage.k8s.io", NO_CSI),
-    Kind("csistoragecapacities.storage.k8s.io", NO_CSI),
+    Kind("csidrivers.storage.k8s.io", NO_CSI_MOUNT),
+    Kind("csinodes.storage.k8s.io", NO_CSI_MOUNT),
+    Kind("csistoragecapacities.storage.k8s.io", NO_CSI_MOUNT),
     Kind(
         "ingresses.networking.k8s.io",
         "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",

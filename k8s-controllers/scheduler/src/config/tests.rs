@@ -143,3 +143,97 @@ fn each_field_is_checked_and_named() {
         assert!(refused.contains(wanted), "{file}: {refused}");
     }
 }
+
+fn extenders(extenders: Value) -> Result<Vec<(String, i64, bool)>, String> {
+    let file = Configuration::deserialize(json!({"extenders": extenders})).map_err(|e| e.to_string())?;
+    let all = file.extenders().map_err(|e| e.to_string())?;
+    Ok(all.iter().map(|e| (e.name.clone(), e.weight, e.ignorable)).collect())
+}
+
+#[test]
+fn extenders_are_as_in_upstreams_files() {
+    let all = extenders(json!([
+        {"urlPrefix": "http://a.example:8888/v1", "ignorable": true, "filterVerb": "filter"},
+        {
+            "urlPrefix": "https://b.example", "filterVerb": "api/filter", "preemptVerb": "p",
+            "prioritizeVerb": "prioritize", "weight": 5, "bindVerb": "bind", "enableHTTPS": true,
+            "tlsConfig": {"insecure": false, "serverName": "b"}, "httpTimeout": "1m30s",
+            "nodeCacheCapable": true,
+            "managedResources": [{"name": "example.com/licence", "ignoredByScheduler": true}],
+        },
+    ]));
+    let want = [("https://b.example".to_owned(), 5, false), ("http://a.example:8888/v1".to_owned(), 0, true)];
+    assert_eq!(all.unwrap(), want, "the ignorable one is last");
+}
+
+#[test]
+fn extenders_that_cannot_be_used_are_refused_by_field() {
+    let url = "http://a.example";
+    let resource = |name: &str| json!([{"urlPrefix": url, "managedResources": [{"name": name}]}]);
+    let at = |field: &str, value: Value| json!([{"urlPrefix": url, field: value}]);
+    let tls = |tls: Value| json!([{"urlPrefix": "https://a.example", "tlsConfig": tls}]);
+    let cases = [
+        (at("prioritizeVerb", json!("p")), "extenders[0].weight: must have a positive weight applied to it"),
+        (
+            resource("cpu"),
+            "extenders[0].managedResources[0].name: \"cpu\" is an invalid extended resource name",
+        ),
+        (resource("kubernetes.io/x"), "is an invalid extended resource name"),
+        (resource("requests.example.com/x"), "is an invalid extended resource name"),
+        (resource("example.com/-"), "is an invalid extended resource name"),
+        (resource("Example.com/x"), "is an invalid extended resource name"),
+        (resource(""), "is an invalid extended resource name"),
+        (
+            json!([
+                {"urlPrefix": url, "managedResources": [{"name": "e.com/x"}]},
+                {"urlPrefix": url, "managedResources": [{"name": "e.com/x"}]},
+            ]),
+            "extenders[1].managedResources[0].name: \"e.com/x\": duplicate extender managed resource name",
+        ),
+        (
+            json!([{"urlPrefix": url, "bindVerb": "b"}, {"urlPrefix": url, "bindVerb": "b"}]),
+            "extenders: found 2 extenders implementing bind, only one extender can implement bind",
+        ),
+        (json!([{"filterVerb": "f"}]), "extenders[0].urlPrefix: "),
+        (json!([{"urlPrefix": "a.example"}]), "extenders[0].urlPrefix: "),
+        (json!([{"urlPrefix": "ftp://a.example"}]), "extenders[0].urlPrefix: "),
+        (json!([{"urlPrefix": "http://u:p@a.example"}]), "extenders[0].urlPrefix: must not have a user name"),
+        (json!([{"urlPrefix": "http://a.example/?a=b"}]), "extenders[0].urlPrefix: must not have a query"),
+        (at("filterVerb", json!("a b")), "extenders[0].filterVerb: "),
+        (at("httpTimeout", json!("soon")), "extenders[0].httpTimeout: \"soon\" is not a duration"),
+        (at("httpTimeout", json!("-1s")), "extenders[0].httpTimeout: \"-1s\" is negative"),
+        (at("retries", json!(3)), "unknown field `retries`"),
+        (tls(json!({})), "extenders[0].tlsConfig: set caData or caFile"),
+        (tls(json!({"caData": "?"})), "extenders[0].tlsConfig.caData: not base64"),
+        (tls(json!({"caFile": "/nowhere/ca"})), "extenders[0].tlsConfig.caFile: /nowhere/ca: "),
+        (tls(json!({"caData": "YQ==", "insecure": true})), "extenders[0].tlsConfig.insecure: "),
+        (tls(json!({"insecure": true, "certData": "YQ=="})), "extenders[0].tlsConfig: a client certificate"),
+    ];
+    for (file, want) in cases {
+        let error = extenders(file.clone()).unwrap_err();
+        assert!(error.contains(want), "{file}: {error}");
+    }
+    let builder = crate::Scheduler::builder();
+    let file = json!({"extenders": [{"urlPrefix": url, "prioritizeVerb": "p"}]});
+    assert!(builder.configured(Configuration::deserialize(file).unwrap()).is_err(), "when it is read");
+}
+
+#[test]
+fn resources_that_only_an_extender_checks_are_ignored_by_the_fit() {
+    let place = |ignored: bool| {
+        let file = json!({"extenders": [{
+            "urlPrefix": "http://a.example",
+            "managedResources": [{"name": "e.com/x", "ignoredByScheduler": ignored}],
+        }]});
+        let profile = profiles(file).unwrap().remove(0);
+        let fit =
+            profile.rows.iter().find(|row| row.name() == "NodeResourcesFit").unwrap().filter.clone().unwrap();
+        let pod =
+            json!({"spec": {"containers": [{"name": "c", "resources": {"requests": {"e.com/x": "1"}}}]}});
+        let node = json!({"status": {"allocatable": {"pods": "9"}}});
+        let pod = PodInfo::new(std::sync::Arc::new(serde_json::from_value(pod).unwrap()));
+        let node = NodeInfo::new(std::sync::Arc::new(serde_json::from_value(node).unwrap()));
+        fit.filter(&Cycle::new(&crate::Cluster::default()), &pod, &node).is_ok()
+    };
+    assert!(place(true) && !place(false));
+}

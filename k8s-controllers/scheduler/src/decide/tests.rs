@@ -82,6 +82,14 @@ fn place(cluster: &mut Cluster, pod: Pod) -> Result<String, String> {
     }
 }
 
+/// Returns the outcome of the post-filters without extenders.
+fn nomination(profile: &Profile, cluster: &Cluster, pod: &PodInfo, why: &Unschedulable) -> Nomination {
+    match profile.post_filter(cluster, pod, why) {
+        Nomination::Candidates(all) => plugins::preemption::cheapest(all).unwrap(),
+        other => other,
+    }
+}
+
 #[test]
 fn messages_are_upstreams() {
     assert_eq!(place(&mut cluster([]), pod("a", "1")).unwrap_err(), "no nodes available to schedule pods");
@@ -213,7 +221,7 @@ fn preemption_takes_the_least_important_and_no_more_than_needed() {
         spec(&mut p).priority = Some(priority);
         let info = PodInfo::new(Arc::new(p));
         match profile.decide(&c, &info, &mut 0, &mut StdRng::seed_from_u64(1), &mut ()) {
-            Decision::Nowhere(why) => profile.post_filter(&c, &info, &why),
+            Decision::Nowhere(why) => nomination(&profile, &c, &info, &why),
             Decision::Fits(fit) => panic!("{fit:?}"),
         }
     };

@@ -1,12 +1,17 @@
 //! From the decision to the bound pod: permit, pre-bind, bind, post-bind.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use k8s_controllers::{EventType, Recorder, involved};
 use k8s_core::client::Error;
 use tokio::time::Instant;
 
-use crate::{Placement, Points, queue::Attempt};
+use crate::{
+    Placement, Points, Reject,
+    extender::{ExtenderError, Extenders},
+    failures::Reason,
+    queue::Attempt,
+};
 
 /// Longest time that plugins may delay a binding.
 const LONGEST_PERMIT: Duration = Duration::from_secs(15 * 60);
@@ -23,47 +28,70 @@ pub(super) struct Bound {
 /// The reason for which a pod was not bound.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failed {
-    /// A plugin refused it.
-    #[error("{reasons}")]
-    Refused { plugin: String, reasons: String },
-    /// A request failed.
-    #[error("{0}")]
-    Request(#[from] Error),
+    /// A plugin refused the node.
+    #[error("0/1 nodes are available: 1 {}.", reasons.join(", 1 "))]
+    Refused { plugin: String, reasons: Vec<String> },
+    /// A request of a plugin failed.
+    #[error("running {point} plugin {plugin:?}: {error}")]
+    Request { point: &'static str, plugin: String, error: Error },
+    /// The extender that binds failed.
+    #[error(transparent)]
+    Extender(#[from] ExtenderError),
+    /// All plugins left the pod to others.
+    #[error("no plugin binds the pod")]
+    NoBinder,
 }
 
-/// Binds a pod with the plugins of its profile.
+impl Failed {
+    pub(super) fn refused(plugin: &str, reject: &Reject) -> Self {
+        let reasons = reject.reasons.iter().map(ToString::to_string).collect();
+        Failed::Refused { plugin: plugin.to_owned(), reasons }
+    }
+
+    /// Returns the reason of the pod's condition.
+    pub(super) fn reason(&self) -> Reason {
+        match self {
+            Failed::Refused { .. } => Reason::Unschedulable,
+            Failed::Request { .. } | Failed::Extender(_) | Failed::NoBinder => Reason::SchedulerError,
+        }
+    }
+}
+
+/// Binds a pod with the plugins of its profile, or with the extender that binds.
 pub(super) async fn bind(
-    rows: Arc<Vec<Points>>,
+    rows: &[Points],
+    extenders: &Extenders,
     placement: &Placement,
     recorder: &Recorder,
 ) -> Result<(), Failed> {
-    for row in rows.iter() {
+    for row in rows {
         let Some(plugin) = &row.permit else { continue };
-        let refused = |reasons: String| Failed::Refused { plugin: row.name.to_string(), reasons };
-        match tokio::time::timeout(LONGEST_PERMIT, plugin.permit(placement)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(reject)) => return Err(refused(reject.reasons.join(", "))),
-            Err(_) => {
-                return Err(refused(format!(
-                    "rejected due to timeout after waiting {LONGEST_PERMIT:?} at plugin {}",
-                    row.name
-                )));
-            }
-        }
+        let permit = tokio::time::timeout(LONGEST_PERMIT, plugin.permit(placement));
+        let late = |_| {
+            let name = &row.name;
+            Reject::full(format!("rejected due to timeout after waiting {LONGEST_PERMIT:?} at plugin {name}"))
+        };
+        permit
+            .await
+            .unwrap_or_else(|e| Err(late(e)))
+            .map_err(|reject| Failed::refused(&row.name, &reject))?;
     }
-    for plugin in rows.iter().filter_map(|row| row.pre_bind.as_ref()) {
-        plugin.pre_bind(placement).await?;
+    let failed = |point, row: &Points| {
+        let plugin = row.name.to_string();
+        move |error| Failed::Request { point, plugin, error }
+    };
+    for (row, plugin) in rows.iter().filter_map(|row| Some((row, row.pre_bind.as_ref()?))) {
+        plugin.pre_bind(placement).await.map_err(failed("PreBind", row))?;
     }
-    let mut bound = false;
-    for plugin in rows.iter().filter_map(|row| row.bind.as_ref()) {
-        bound = plugin.bind(placement).await?;
+    let mut bound = extenders.bind(&placement.pod, &placement.node).await?;
+    for (row, plugin) in rows.iter().filter_map(|row| Some((row, row.bind.as_ref()?))) {
         if bound {
             break;
         }
+        bound = plugin.bind(placement).await.map_err(failed("Bind", row))?;
     }
     if !bound {
-        let reasons = "no plugin binds the pod".to_owned();
-        return Err(Failed::Refused { plugin: "bind".into(), reasons });
+        return Err(Failed::NoBinder);
     }
     let message = format!("Successfully assigned {} to {}", placement.pod.key, placement.node);
     recorder.event(involved(&*placement.pod.pod), EventType::Normal, "Scheduled", message);

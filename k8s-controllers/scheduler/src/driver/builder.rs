@@ -9,6 +9,7 @@ use crate::{
     Plugin, Points,
     config::{ConfigError, Configuration},
     decide::Profile,
+    extender::Extenders,
 };
 
 /// Builder of a [`Scheduler`].
@@ -62,13 +63,14 @@ impl Builder {
         self
     }
 
-    /// Sets profiles, plugins and their arguments. Plugins of [`Builder::plugin`] must be added before, if
-    /// the configuration names them.
+    /// Sets profiles, plugins and their arguments, and extenders. Plugins of [`Builder::plugin`] must be
+    /// added before, if the configuration names them.
     ///
     /// # Errors
     /// The path of the first field that cannot be used, and the reason.
     pub fn configured(mut self, configuration: Configuration) -> Result<Self, ConfigError> {
         configuration.profiles(&self.added, self.bare)?;
+        configuration.extenders()?;
         self.configuration = configuration;
         Ok(self)
     }
@@ -84,6 +86,11 @@ impl Builder {
             first.name.clone_from(name);
         }
         Ok(profiles)
+    }
+
+    /// Makes the extenders; [`Builder::configured`] has checked them.
+    pub(crate) fn extenders(&self) -> Result<Extenders, ConfigError> {
+        self.configuration.extenders()
     }
 
     /// Runs with caches of its own until the future is dropped.

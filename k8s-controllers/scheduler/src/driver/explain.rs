@@ -13,9 +13,10 @@ use serde::Serialize;
 
 use super::{Builder, is_terminal, node_of};
 use crate::{
-    Cluster, NodeInfo, Nomination, PodInfo, Points, Reject,
+    Cluster, NodeInfo, Nomination, PodInfo, Reject,
     config::ConfigError,
     decide::{Decision, Trace},
+    extender,
     volumes::{Controllers, Devices, Lists},
 };
 
@@ -32,7 +33,8 @@ pub struct Explanation {
     pub node: Option<String>,
     /// The text of the event that the decision leads to.
     pub message: String,
-    /// A plugin that refused the pod on all nodes, or holds it back from the queue.
+    /// A plugin that refused the pod on all nodes, or holds it back from the queue; or `extenders`, if one
+    /// failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
     /// The pods that would be deleted to make room, with their node.
@@ -42,13 +44,13 @@ pub struct Explanation {
     pub nodes: Vec<Verdict>,
 }
 
-/// A plugin's refusal.
+/// A plugin's or an extender's refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    /// Name of the plugin.
+    /// Name of the plugin, or URL of the extender.
     pub plugin: String,
-    /// Its messages.
+    /// Its messages; an extender need not give any.
     pub reasons: Vec<String>,
     /// True if deletions of pods could resolve it.
     pub resolvable: bool,
@@ -81,13 +83,13 @@ pub struct Verdict {
     pub scores: Vec<PluginScore>,
 }
 
-/// A plugin's score for a node.
+/// A plugin's or an extender's score for a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PluginScore {
-    /// Name of the plugin.
+    /// Name of the plugin, or URL of the extender.
     pub plugin: String,
-    /// The score as the plugin gave it.
+    /// The score as the plugin, or from 0 to 10 the extender, gave it.
     pub raw: i64,
     /// The score from 0 to 100.
     pub normalized: i64,
@@ -150,16 +152,16 @@ impl Trace for Record {
         }
     }
 
-    fn scored(&mut self, plugin: &Points, nodes: &[&NodeInfo], raw: &[i64], normalized: &[i64]) {
+    fn scored(&mut self, plugin: &str, weight: i64, nodes: &[&NodeInfo], raw: &[i64], normalized: &[i64]) {
         for (node, (raw, normalized)) in nodes.iter().zip(raw.iter().zip(normalized)) {
-            let weighted = plugin.weight.saturating_mul(*normalized);
+            let weighted = weight.saturating_mul(*normalized);
             let verdict = self.of(node.name());
             verdict.total = Some(verdict.total.unwrap_or(0).saturating_add(weighted));
             verdict.scores.push(PluginScore {
-                plugin: plugin.name.to_string(),
+                plugin: plugin.to_owned(),
                 raw: *raw,
                 normalized: *normalized,
-                weight: plugin.weight,
+                weight,
                 weighted,
             });
         }
@@ -168,8 +170,11 @@ impl Trace for Record {
 
 impl Builder {
     /// Explains the decision about a pod on a cluster. A pod that has a node is explained as if it had none.
+    /// Extenders are asked with all their verbs but that of binding.
     ///
     /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use std::sync::Arc;
     /// use k8s_core::api::{Node, Pod};
     /// use k8s_scheduler::{Cluster, Scheduler};
@@ -185,19 +190,19 @@ impl Builder {
     ///     "metadata": {"name": "web", "namespace": "shop"},
     ///     "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "2"}}}]},
     /// }))?;
-    /// let why = Scheduler::builder().explain(&mut cluster, &pod)?;
+    /// let why = Scheduler::builder().explain(&mut cluster, &pod).await?;
     /// assert_eq!(why.node.as_deref(), Some("large"));
     /// let refusal = why.nodes[1].refusal.as_ref().expect("the small one is refused");
     /// assert_eq!(refusal.plugin, "NodeResourcesFit");
     /// assert_eq!(refusal.reasons, ["Insufficient cpu"]);
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// The pod is of another scheduler, or the configuration cannot be used.
-    pub fn explain(&self, cluster: &mut Cluster, pod: &Pod) -> Result<Explanation, ExplainError> {
+    pub async fn explain(&self, cluster: &mut Cluster, pod: &Pod) -> Result<Explanation, ExplainError> {
         let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler");
-        let profiles = self.profiles()?;
+        let (profiles, extenders) = (self.profiles()?, self.extenders()?);
         let profile = profiles.iter().find(|p| p.name == name);
         let profile = profile.ok_or_else(|| ExplainError::NoProfile(name.to_owned()))?;
         let mut pod = pod.clone();
@@ -226,14 +231,25 @@ impl Builder {
             }
         }
         let mut rng = StdRng::seed_from_u64(0);
-        match profile.decide(cluster, &info, &mut 0, &mut rng, &mut record) {
-            Decision::Fits(fit) => {
+        match extender::decide(profile, &extenders, cluster, &info, &mut 0, &mut rng, &mut record).await {
+            Ok(Decision::Fits(fit)) => {
                 explanation.message = format!("Successfully assigned {} to {}", info.key, fit.node);
                 explanation.node = Some(fit.node);
             }
-            Decision::Nowhere(why) => {
+            Err(error) => {
+                explanation.message = error.to_string();
+                let reject = Reject::never(error.to_string());
+                record.refusal = Some(Refusal::new("extenders", &reject));
+            }
+            Ok(Decision::Nowhere(why)) => {
                 explanation.message.clone_from(&why.message);
-                match profile.post_filter(cluster, &info, &why) {
+                let mut nomination = profile.post_filter(cluster, &info, &why);
+                if let Nomination::Candidates(candidates) = nomination {
+                    nomination = extenders.preempt(cluster, &info, candidates).await;
+                }
+                match nomination {
+                    // The extenders have chosen.
+                    Nomination::Candidates(_) => {}
                     Nomination::No(reason) if reason.is_empty() => {}
                     Nomination::No(reason) | Nomination::Wait(reason) => {
                         explanation.message = format!("{} {reason}", why.message)
@@ -275,6 +291,8 @@ impl Builder {
             volumes: read(client).await?,
             classes: read(client).await?,
             csi_nodes: read(client).await?,
+            csi_drivers: read(client).await?,
+            capacities: read(client).await?,
             budgets: read(client).await?,
             services: read(client).await?,
             controllers: Controllers {
@@ -304,7 +322,7 @@ impl Builder {
                 None => cluster.nominate(&info, nominated),
             }
         }
-        self.explain(&mut cluster, &pod)
+        self.explain(&mut cluster, &pod).await
     }
 }
 

@@ -14,6 +14,9 @@ use tracing::{debug, warn};
 
 use crate::{PodInfo, failures::Failure};
 
+/// Longest message of a condition, in bytes.
+const LONGEST_MESSAGE: usize = 32 << 10;
+
 /// Returns the patch of a pod's condition `PodScheduled` and of its nominated node. `None`: the pod has them
 /// already.
 pub(super) fn unschedulable(
@@ -21,12 +24,18 @@ pub(super) fn unschedulable(
     nominated: Option<&str>,
     clock: &Clock,
 ) -> Option<serde_json::Value> {
-    let Failure { pod, message } = failure;
+    let Failure { pod, reason, message } = failure;
+    // Each of thousands of nodes may have a reason of its own.
+    let message = &message[..message.floor_char_boundary(LONGEST_MESSAGE)].to_owned();
     let status = pod.pod.status.as_ref();
     let old = status
         .and_then(|s| s.conditions.as_ref())
         .and_then(|all| all.iter().find(|c| c.type_ == "PodScheduled"));
-    let said = old.is_some_and(|c| c.status == "False" && c.message.as_ref() == Some(message));
+    let said = old.is_some_and(|c| {
+        c.status == "False"
+            && c.reason.as_deref() == Some(reason.as_str())
+            && c.message.as_ref() == Some(message)
+    });
     let before = status.and_then(|s| s.nominated_node_name.as_deref()).unwrap_or_default();
     if said && nominated.is_none_or(|node| node == before) {
         return None;
@@ -38,7 +47,7 @@ pub(super) fn unschedulable(
     let condition = PodCondition {
         type_: "PodScheduled".into(),
         status: "False".into(),
-        reason: Some("Unschedulable".into()),
+        reason: Some(reason.as_str().into()),
         message: Some(message.clone()),
         last_transition_time: Some(transition),
         observed_generation: pod.pod.metadata.generation,

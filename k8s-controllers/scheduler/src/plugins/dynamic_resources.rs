@@ -20,8 +20,8 @@ use k8s_core::{
 };
 
 use crate::{
-    Cluster, Cycle, EnqueueExtensions, Filter, NodeInfo, Nomination, Placement, Plugin, PodInfo, Points,
-    PostFilter, PreBind, PreEnqueue, PreFilter, Reject, Reserve, Search, WakeOn,
+    Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, Nomination, Placement, Plugin, PodInfo,
+    Points, PostFilter, PreBind, PreEnqueue, PreFilter, Reject, Reserve, Search, WakeOn,
     devices::{DeviceId, Inventory, Selectors, allocate},
     volumes::Lists,
 };
@@ -432,9 +432,30 @@ impl EnqueueExtensions for DynamicResources {
     fn wakes_on(&self) -> WakeOn {
         WakeOn::NODE_ADDED
             .or(WakeOn::NODE_LABELS)
+            .or(WakeOn::NODE_ALLOCATABLE)
+            .or(WakeOn::POD_GONE)
             .or(WakeOn::RESOURCE_CLAIM)
             .or(WakeOn::DEVICE_CLASS)
             .or(WakeOn::RESOURCE_SLICE)
+    }
+
+    fn hint(&self, _: &Cluster, pod: &PodInfo, event: &Event<'_>) -> bool {
+        if event.what == WakeOn::POD_GONE {
+            // The devices that were promised to it are free.
+            return event.pod.is_none_or(|gone| has_claims(&gone.pod));
+        }
+        if event.what != WakeOn::RESOURCE_CLAIM {
+            return true;
+        }
+        let is_allocated = |claim: Option<&ResourceClaim>| claim.and_then(allocation).is_some();
+        if is_allocated(event.old_claim) && !is_allocated(event.claim) {
+            // Its devices are free, for any pod.
+            return true;
+        }
+        let Some(claim) = event.claim else { return event.old_claim.is_none() };
+        let uses = names(&pod.pod).is_ok_and(|names| names.iter().any(|(name, _)| *name == claim.name()));
+        let same = event.old_claim.is_some_and(|old| old.uid() == claim.uid() && old.status == claim.status);
+        uses && claim.namespace() == pod.key.namespace && !same
     }
 }
 

@@ -10,7 +10,9 @@ use k8s_core::{
     meta::{LabelSelector, ObjectExt},
 };
 
-use crate::{NodeInfo, Nomination, Plugin, PodInfo, Points, PostFilter, Search, args::DefaultPreemptionArgs};
+use crate::{
+    Candidate, NodeInfo, Nomination, Plugin, PodInfo, Points, PostFilter, Search, args::DefaultPreemptionArgs,
+};
 
 /// Preempts pods of lower priority: as few as possible, of the lowest priority, and without violating
 /// disruption budgets where it can.
@@ -23,15 +25,6 @@ impl DefaultPreemption {
     pub(crate) fn new(args: DefaultPreemptionArgs) -> Self {
         DefaultPreemption { args }
     }
-}
-
-/// The victims on one node.
-struct Candidate {
-    node: String,
-    /// Most important first.
-    victims: Vec<Arc<PodInfo>>,
-    /// Victims that a budget protects.
-    violating: usize,
 }
 
 /// Returns the reason for which a pod may not preempt others.
@@ -83,23 +76,24 @@ impl PostFilter for DefaultPreemption {
                 break;
             }
         }
-        match candidates.into_iter().min_by_key(cost) {
-            Some(Candidate { node, victims, .. }) => Nomination::Preempt { node, victims },
-            None => {
-                let counts = [
-                    (without, "No preemption victims found for incoming pod"),
-                    (total - without, "Preemption is not helpful for scheduling"),
-                ];
-                let mut parts: Vec<String> = counts
-                    .iter()
-                    .filter(|(number, _)| *number > 0)
-                    .map(|(number, reason)| format!("{number} {reason}"))
-                    .collect();
-                parts.sort();
-                Nomination::No(format!("preemption: 0/{total} nodes are available: {}.", parts.join(", ")))
-            }
+        if !candidates.is_empty() {
+            return Nomination::Candidates(candidates);
         }
+        let counts = [
+            (without, "No preemption victims found for incoming pod"),
+            (total - without, "Preemption is not helpful for scheduling"),
+        ];
+        let parts = counts.iter().filter(|(number, _)| *number > 0);
+        let mut parts: Vec<String> = parts.map(|(number, reason)| format!("{number} {reason}")).collect();
+        parts.sort();
+        Nomination::No(format!("preemption: 0/{total} nodes are available: {}.", parts.join(", ")))
     }
+}
+
+/// Returns the nomination of the cheapest candidate. `None`: there is none.
+pub(crate) fn cheapest(candidates: Vec<Candidate>) -> Option<Nomination> {
+    let Candidate { node, victims, .. } = candidates.into_iter().min_by_key(cost)?;
+    Some(Nomination::Preempt { node, victims })
 }
 
 fn start(pod: &PodInfo) -> Option<&Time> {
@@ -118,7 +112,7 @@ fn cost(candidate: &Candidate) -> (usize, i32, i64, usize, Reverse<Option<Time>>
 }
 
 /// Orders pods by importance: higher priority first, then the older one.
-fn importance(pod: &PodInfo) -> (Reverse<i32>, bool, Option<Time>, String) {
+pub(crate) fn importance(pod: &PodInfo) -> (Reverse<i32>, bool, Option<Time>, String) {
     let started = start(pod);
     (Reverse(pod.priority), started.is_none(), started.cloned(), pod.key.to_string())
 }

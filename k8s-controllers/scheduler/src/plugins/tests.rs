@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use k8s_core::{
-    api::api::core::v1::{Node, Pod},
+    api::api::{
+        core::v1::{Node, Pod},
+        resource::v1::ResourceClaim,
+    },
     cache::Cache,
     meta::Object,
 };
@@ -304,6 +307,62 @@ fn storage(claims: Vec<Value>, volumes: Vec<Value>, provisioner: &str) -> Cluste
 }
 
 #[test]
+fn volumes_are_made_where_the_driver_has_room() {
+    let plugin = made("VolumeBinding");
+    let disk = "disk.example.com";
+    let big = claim("big", json!({"spec": {"resources": {"requests": {"storage": "9Gi"}}}}));
+    let told = json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "a"}}});
+    let claims = || vec![claim("small", json!({})), big.clone(), claim("told", told.clone())];
+    let on = |name: &str| json!({"matchLabels": {"kubernetes.io/hostname": name}});
+    let room = |name: &str, more: Value| {
+        let mut all = json!({"metadata": {"name": name, "namespace": "d"}, "storageClassName": "late"});
+        merge(&mut all, more);
+        all
+    };
+    let said = |published: Option<bool>, rooms: &[Value], name: &str| {
+        let cluster = storage(claims(), vec![], disk);
+        let lists = cluster.lists().unwrap();
+        let driver = json!({"metadata": {"name": disk}, "spec": {"storageCapacity": published}});
+        lists.csi_drivers.replace(vec![from(driver)], 1);
+        lists.capacities.replace(rooms.iter().cloned().map(from).collect(), 1);
+        let pod = with_claim("p", name);
+        let free = |node| match refusal(&plugin, &cluster, &pod, node).as_deref() {
+            None => true,
+            Some(reason) => {
+                let wanted = [
+                    "node(s) did not have enough free storage",
+                    "node(s) didn't find available persistent volumes to bind",
+                ];
+                assert!(wanted.contains(&reason), "{reason}");
+                false
+            }
+        };
+        (free("a"), free("b"))
+    };
+    // A driver that does not publish its room has it everywhere.
+    assert_eq!(said(None, &[], "big"), (true, true));
+    assert_eq!(said(Some(false), &[], "big"), (true, true));
+    assert_eq!(said(Some(true), &[], "small"), (false, false));
+    let rooms = [
+        room("a", json!({"nodeTopology": on("a"), "capacity": "10Gi"})),
+        room("b", json!({"nodeTopology": on("b"), "capacity": "10Gi", "maximumVolumeSize": "2Gi"})),
+    ];
+    assert_eq!(said(Some(true), &rooms, "small"), (true, true));
+    assert_eq!(said(Some(true), &rooms, "big"), (true, false), "volumes of b are smaller");
+    assert_eq!(said(Some(true), &rooms, "told"), (true, false));
+    assert_eq!(said(Some(true), &rooms[1..], "told"), (false, false), "a has no room any more");
+    for (nodes, more) in [
+        ((true, true), json!({"nodeTopology": {}, "capacity": "10Gi"})),
+        ((false, false), json!({"capacity": "10Gi"})),
+        ((false, false), json!({"nodeTopology": {}})),
+        ((false, false), json!({"nodeTopology": {}, "capacity": "1023Mi"})),
+        ((false, false), json!({"nodeTopology": {}, "capacity": "10Gi", "storageClassName": "other"})),
+    ] {
+        assert_eq!(said(Some(true), &[room("x", more.clone())], "small"), nodes, "{more}");
+    }
+}
+
+#[test]
 fn claims_are_bound_where_their_volumes_are() {
     let none = "kubernetes.io/no-provisioner";
     let plugin = made("VolumeBinding");
@@ -440,7 +499,34 @@ fn hints_wake_the_pods_that_a_change_can_help() {
     };
     let (shrunk, full) = (pod("s", asking("1", "1Gi")), pod("s", asking("2", "1Gi")));
     let user = with_claim("user", "data");
+    let device = |name: &str, namespace: &str, status: Value| -> ResourceClaim {
+        from(json!({"metadata": {"name": name, "namespace": namespace, "uid": name}, "status": status}))
+    };
+    let devices = |name: &str| {
+        pod(name, json!({"spec": {"resourceClaims": [{"name": "d", "resourceClaimName": "own"}]}}))
+    };
+    let (new, given) = (json!(null), json!({"allocation": {"devices": {}}}));
+    let reserved = json!({"allocation": {"devices": {}}, "reservedFor": [{"name": "x", "resource": "pods", "uid": "u"}]});
+    let (own, mine) = (device("own", "n", new.clone()), device("own", "n", given.clone()));
+    let (other_new, other_given) = (device("other", "n", new.clone()), device("other", "n", given.clone()));
+    let (shared, far_away) = (device("own", "n", reserved), device("own", "m", given));
+    let (driver, mut protected) = (devices("driver"), own.clone());
+    protected.metadata.finalizers = Some(vec!["f".into()]);
     for (name, who, event, wakes) in [
+        ("DynamicResources", &driver, Event::claim(Some(&own), None), true),
+        ("DynamicResources", &driver, Event::claim(Some(&mine), Some(&own)), true),
+        ("DynamicResources", &driver, Event::claim(Some(&shared), Some(&mine)), true),
+        ("DynamicResources", &driver, Event::claim(Some(&protected), Some(&own)), false),
+        ("DynamicResources", &driver, Event::claim(Some(&far_away), None), false),
+        ("DynamicResources", &driver, Event::claim(Some(&other_new), None), false),
+        ("DynamicResources", &driver, Event::claim(Some(&other_given), Some(&other_new)), false),
+        // Devices are free.
+        ("DynamicResources", &driver, Event::claim(Some(&other_new), Some(&other_given)), true),
+        ("DynamicResources", &driver, Event::claim(None, Some(&other_given)), true),
+        ("DynamicResources", &driver, Event::claim(None, Some(&other_new)), false),
+        ("DynamicResources", &driver, Event::pod(WakeOn::POD_GONE, &devices("q"), None), true),
+        ("DynamicResources", &driver, Event::pod(WakeOn::POD_GONE, &web, None), false),
+        ("DynamicResources", &driver, Event::object(WakeOn::RESOURCE_SLICE, "", "s"), true),
         ("TaintToleration", &plain, Event::node(WakeOn::NODE_ADDED, at("free"), None), true),
         ("TaintToleration", &plain, Event::node(WakeOn::NODE_ADDED, at("tainted"), None), false),
         ("TaintToleration", &plain, Event::node(WakeOn::NODE_TAINTS, at("free"), Some(&before)), true),
@@ -461,6 +547,9 @@ fn hints_wake_the_pods_that_a_change_can_help() {
         ("VolumeBinding", &user, Event::object(WakeOn::CLAIM, "n", "other"), false),
         ("VolumeBinding", &user, Event::object(WakeOn::CLAIM, "m", "data"), false),
         ("VolumeBinding", &user, Event::object(WakeOn::PERSISTENT_VOLUME, "", "pv"), true),
+        ("VolumeBinding", &user, Event::object(WakeOn::STORAGE_CAPACITY, "d", "c"), true),
+        ("VolumeBinding", &user, Event::object(WakeOn::CSI_DRIVER, "", "d"), true),
+        ("VolumeBinding", &user, Event::object(WakeOn::NOTHING, "d", "c"), false),
         ("VolumeRestrictions", &user, Event::pod(WakeOn::POD_GONE, &with_claim("q", "data"), None), true),
         ("VolumeRestrictions", &user, Event::pod(WakeOn::POD_GONE, &web, None), false),
     ] {

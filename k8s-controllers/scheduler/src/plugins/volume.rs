@@ -32,7 +32,8 @@ fn concerns(pod: &PodInfo, event: &Event<'_>) -> bool {
 }
 
 /// Requires that the pod's claims are bound or bindable, and that their volumes are accessible from the node;
-/// binds them before the pod is bound.
+/// binds them before the pod is bound. For a volume that a CSI driver is to make, the node needs room of the
+/// driver (CSIStorageCapacity), if the driver publishes that.
 #[derive(Debug, Default)]
 pub struct VolumeBinding {
     args: VolumeBindingArgs,
@@ -197,7 +198,8 @@ fn claimed(volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> serde_js
 
 impl EnqueueExtensions for VolumeBinding {
     fn wakes_on(&self) -> WakeOn {
-        WakeOn::NODE_ADDED.or(WakeOn::NODE_LABELS).or(WakeOn::VOLUME)
+        let storage = WakeOn::VOLUME.or(WakeOn::CSI_DRIVER).or(WakeOn::STORAGE_CAPACITY);
+        WakeOn::NODE_ADDED.or(WakeOn::NODE_LABELS).or(storage)
     }
 
     fn hint(&self, _: &Cluster, pod: &PodInfo, event: &Event<'_>) -> bool {

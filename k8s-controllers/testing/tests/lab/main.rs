@@ -5,10 +5,12 @@
 mod counters;
 mod elections;
 mod existing;
+mod extenders;
 mod framework;
 mod kit;
 mod kube_rs;
 mod operators;
+mod scheduling;
 mod speed;
 mod storms;
 

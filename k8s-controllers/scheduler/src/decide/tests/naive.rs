@@ -212,7 +212,7 @@ impl Trace for Refusals {
     fn refused(&mut self, node: Option<&NodeInfo>, _: &str, _: &Reject) {
         self.0.extend(node.map(|n| n.name().to_owned()));
     }
-    fn scored(&mut self, _: &Points, _: &[&NodeInfo], _: &[i64], _: &[i64]) {}
+    fn scored(&mut self, _: &str, _: i64, _: &[&NodeInfo], _: &[i64], _: &[i64]) {}
 }
 
 fn feasible(profile: &Profile, cluster: &Cluster, info: &PodInfo) -> (BTreeSet<usize>, Decision) {
@@ -267,7 +267,7 @@ proptest! {
                     placed.insert(id, (at, work));
                 }
                 Decision::Nowhere(why) => {
-                    if let Nomination::Preempt { node, victims } = profile.post_filter(&cluster, &info, &why) {
+                    if let Nomination::Preempt { node, victims } = nomination(&profile, &cluster, &info, &why) {
                         let at: usize = node.parse().unwrap();
                         let ids: Vec<usize> = victims.iter().map(|v| v.key.name.parse().unwrap()).collect();
                         prop_assert!(!ids.is_empty());

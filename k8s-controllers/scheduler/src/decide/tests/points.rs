@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::*;
-use crate::{Filter, NormalizeScore, Plugin, PostFilter, PreFilter, PreScore, Score};
+use crate::{Filter, NormalizeScore, Plugin, PostFilter, PreFilter, PreScore, Score, Search};
 
 /// Records the calls, and behaves by the pod's name.
 #[derive(Default)]

@@ -16,7 +16,7 @@ fn with(pod: Pod, priority: i32, labels: Value) -> Arc<PodInfo> {
 fn nominate(cluster: &Cluster, info: &PodInfo) -> Nomination {
     let profile = profile();
     match profile.decide(cluster, info, &mut 0, &mut StdRng::seed_from_u64(1), &mut ()) {
-        Decision::Nowhere(why) => profile.post_filter(cluster, info, &why),
+        Decision::Nowhere(why) => nomination(&profile, cluster, info, &why),
         Decision::Fits(fit) => panic!("{fit:?}"),
     }
 }
@@ -26,7 +26,7 @@ fn victims(nomination: &Nomination) -> (String, Vec<String>) {
         Nomination::Preempt { node, victims } => {
             (node.clone(), victims.iter().map(|v| v.key.name.clone()).collect())
         }
-        Nomination::No(reason) | Nomination::Wait(reason) => panic!("{reason}"),
+        other => panic!("{other:?}"),
     }
 }
 
