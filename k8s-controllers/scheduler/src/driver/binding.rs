@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use k8s_controllers::{EventType, Recorder, involved};
-use k8s_core::client::Error;
+use k8s_core::{api::api::core::v1::Pod, client::Error, meta::ObjectExt};
 use tokio::time::Instant;
 
 use crate::{
@@ -15,6 +15,8 @@ use crate::{
 
 /// Longest time that plugins may delay a binding.
 const LONGEST_PERMIT: Duration = Duration::from_secs(15 * 60);
+/// Time between questions to an API server that does not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Result of a bind task.
 pub(super) struct Bound {
@@ -83,12 +85,18 @@ pub(super) async fn bind(
     for (row, plugin) in rows.iter().filter_map(|row| Some((row, row.pre_bind.as_ref()?))) {
         plugin.pre_bind(placement).await.map_err(failed("PreBind", row))?;
     }
-    let mut bound = extenders.bind(&placement.pod, &placement.node).await?;
+    let mut bound = match extenders.bind(&placement.pod, &placement.node).await {
+        Err(_) if is_bound(placement).await => true,
+        done => done?,
+    };
     for (row, plugin) in rows.iter().filter_map(|row| Some((row, row.bind.as_ref()?))) {
         if bound {
             break;
         }
-        bound = plugin.bind(placement).await.map_err(failed("Bind", row))?;
+        bound = match plugin.bind(placement).await {
+            Err(_) if is_bound(placement).await => true,
+            done => done.map_err(failed("Bind", row))?,
+        };
     }
     if !bound {
         return Err(Failed::NoBinder);
@@ -99,4 +107,20 @@ pub(super) async fn bind(
         plugin.post_bind(placement).await;
     }
     Ok(())
+}
+
+/// Returns true if a pod whose binding failed is on its node: the answer may be lost, and the cache behind. Else
+/// its room would be given to others. Asks until the API server answers.
+async fn is_bound(placement: &Placement) -> bool {
+    let pods = placement.client.namespaced::<Pod>(&placement.pod.key.namespace);
+    loop {
+        match pods.get_opt(&placement.pod.key.name).await {
+            Err(error) if error.is_transient() => tokio::time::sleep(ASK_AGAIN).await,
+            Err(_) | Ok(None) => return false,
+            Ok(Some(live)) => {
+                let node = live.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
+                return live.uid() == placement.pod.uid() && node == Some(placement.node.as_str());
+            }
+        }
+    }
 }
