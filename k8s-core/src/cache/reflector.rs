@@ -249,7 +249,7 @@ impl<K: Object> Source<K> {
                     Ok(event) => event,
                     Err(_) => {
                         self.list_from_now_on(&"it is not complete after a long time");
-                        return Ok(());
+                        return Box::pin(self.follow(cache, Position::Start)).await;
                     }
                 },
             };
@@ -291,6 +291,7 @@ impl<K: Object> Source<K> {
                 (WatchEvent::Error(status), initial) => {
                     if initial.is_some() && refuses(status.code()) {
                         self.list_from_now_on(&status.message());
+                        return Box::pin(self.follow(cache, Position::Start)).await;
                     }
                     return Err(status.into());
                 }

@@ -118,9 +118,12 @@ async fn a_server_that_does_not_send_the_initial_state_is_listed() {
     ];
     for initial in refusals {
         let fake = Fake::new(move |query, _| old_server(query, initial));
+        let begun = tokio::time::Instant::now();
         let (cache, reflector) = fake.reflect();
         cache.reached(9).await;
         assert_eq!(names(&cache), ["a", "b", "c", "d"]);
+        let waited = begun.elapsed();
+        assert!(waited.is_zero() || waited == STALLED, "it is no failure: {waited:?}");
         let asked = fake.asked();
         assert_eq!(asked.iter().filter(|q| q.contains("sendInitialEvents")).count(), 1, "{asked:?}");
         drop(reflector);
