@@ -368,7 +368,7 @@ impl Nft {
         Ok(found)
     }
 
-    /// Returns handle and comment of the rules of a chain that have a comment.
+    /// Returns handle and comment (empty without one) of the rules of a chain.
     pub(crate) fn comments(&mut self, chain: &BaseChain) -> io::Result<Vec<(u64, String)>> {
         use crate::netlink::{NLM_F_DUMP, attr_of};
         let mut found = Vec::new();
@@ -382,7 +382,8 @@ impl Nft {
                 let rule = || {
                     let is_of_chain = text(attr_of(rest, 2)?) == chain.name;
                     let handle = u64::from_be_bytes(attr_of(rest, 3)?.try_into().ok()?);
-                    Some((handle, comment_of(attr_of(rest, 7)?)?)).filter(|_| is_of_chain)
+                    let comment = attr_of(rest, 7).and_then(comment_of).unwrap_or_default();
+                    Some((handle, comment)).filter(|_| is_of_chain)
                 };
                 found.extend(rule());
             },

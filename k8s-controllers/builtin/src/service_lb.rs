@@ -69,6 +69,8 @@ const MOST_ADDRESSES: usize = 64;
 /// From this number of nodes on, a Service is decided about once in [`PAUSE`].
 const MANY_NODES: usize = 500;
 const PAUSE: Duration = Duration::from_secs(1);
+/// Time after which a Service without all addresses is decided about again.
+const AGAIN: Duration = Duration::from_secs(300);
 
 /// Runs the load balancer.
 pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'static, ()> {
@@ -80,7 +82,9 @@ pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'stat
     let holders = state.clone();
     let wants = |service: &Service| {
         let external = service.spec.as_ref().and_then(|spec| spec.external_ips.clone());
-        (plan::is_ours(service), plan::ports(service), plan::node_ports(service), external)
+        // An address that goes from a status is free for others.
+        let given = plan::given(service);
+        (plan::is_ours(service), plan::ports(service), plan::node_ports(service), external, given)
     };
     let serving = |slice: &EndpointSlice| {
         let slice = [Arc::new(slice.clone())];
@@ -91,13 +95,11 @@ pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'stat
         // One after the other: of two Services that are created, the first gets the port.
         .workers(1)
         .watches_when::<Service>(predicates::changed(wants), move |caches, service| {
-            let holds = lock(&holders).claims.holds_any(&service.key());
+            let holds = lock(&holders).claims.holds_any(&service.key()) || !plan::given(service).is_empty();
             let external = service.spec.as_ref().is_some_and(|spec| spec.external_ips.is_some());
-            if holds || external || !plan::node_ports(service).is_empty() {
-                rivals(caches, service)
-            } else {
-                Vec::new()
-            }
+            // Those of a Service that only waits concern nobody.
+            let own = if holds || external { plan::ports(service) } else { Vec::new() };
+            rivals(caches, service, own.into_iter().chain(plan::node_ports(service)))
         })
         .watches_when::<Node>(predicates::changed(|node: &Node| plan::place(node, "")), |caches, _| {
             all(caches)
@@ -108,7 +110,9 @@ pub(super) fn start(mut environment: Environment, _: Options) -> BoxFuture<'stat
             let service = caches.of::<Service>().get(slice.namespace(), name);
             let local = service.filter(|service| plan::is_ours(service) && plan::is_local(service));
             // It gives up nodes without endpoints, and others may wait for those.
-            local.map(|s| [vec![s.key()], rivals(caches, &s)].concat()).unwrap_or_default()
+            local
+                .map(|s| [vec![s.key()], rivals(caches, &s, plan::ports(&s).into_iter())].concat())
+                .unwrap_or_default()
         })
         .run_in(environment, ServiceLb { state })
 }
@@ -155,10 +159,9 @@ fn all(caches: &Caches) -> Vec<ObjectKey> {
     oldest_first(caches.of::<Service>().by_index(BALANCED, ALL))
 }
 
-/// Returns the other Services of this load balancer that want a port of this one, the oldest first.
-fn rivals(caches: &Caches, service: &Service) -> Vec<ObjectKey> {
+/// Returns the other Services of this load balancer that want one of these ports, the oldest first.
+fn rivals(caches: &Caches, service: &Service, ports: impl Iterator<Item = Port>) -> Vec<ObjectKey> {
     let services = caches.of::<Service>();
-    let ports = plan::ports(service).into_iter().chain(plan::node_ports(service));
     let mut found: Vec<_> = ports.flat_map(|port| services.by_index(BALANCED, &port.to_string())).collect();
     found.retain(|other| other.key() != service.key());
     oldest_first(found)
@@ -247,8 +250,10 @@ impl Reconcile for ServiceLb {
             let why = format!("Error syncing load balancer: failed to ensure load balancer: {refusal}");
             cx.event(&*service, EventType::Warning, "SyncLoadBalancerFailed", why);
         }
+        // What frees an address is seen as a change; this is for what is missed.
+        let next = if refusal.is_empty() { Action::await_change() } else { Action::requeue_after(AGAIN) };
         if outcome.addresses == given {
-            return Ok(Action::await_change());
+            return Ok(next);
         }
         let is_first = given.is_empty();
         if is_first {
@@ -261,7 +266,7 @@ impl Reconcile for ServiceLb {
             let message = "Updated load balancer with new hosts";
             cx.event(&*service, EventType::Normal, "UpdatedLoadBalancer", message);
         }
-        Ok(Action::await_change())
+        Ok(next)
     }
 
     async fn gone(&self, cx: &Context) -> Result<Action, Error> {

@@ -2,6 +2,8 @@
 //! forwarded unless a rule of theirs accepts it. No rule in a table of ours can change that, so their chains
 //! get rules that accept the traffic of pods, as flannel and kube-router do.
 //!
+//! A chain without rules that accepts by default is left as it is.
+//!
 //! Flow: [`open`] at the start of the bridge, then [`keep_open`] every ten seconds, because a reload of such
 //! a firewall removes the rules. [`close`] finds them by their comment, which is the name of the cluster's
 //! table.
@@ -106,9 +108,10 @@ pub(crate) fn open(config: &BridgeConfig) {
 
 fn open_chain(nft: &mut Nft, config: &BridgeConfig, chain: &BaseChain) -> io::Result<()> {
     let wanted = rules(config, chain);
-    let mut found = nft.comments(chain)?;
-    found.retain(|(_, comment)| *comment == config.table);
-    if found.len() == wanted.len() {
+    let (found, others): (Vec<_>, Vec<_>) =
+        nft.comments(chain)?.into_iter().partition(|(_, comment)| *comment == config.table);
+    // A chain that accepts everything needs nothing.
+    if found.len() == wanted.len() || (!chain.drops && others.is_empty()) {
         return Ok(());
     }
     let mut batch = Batch::in_family(chain.family, &chain.table);

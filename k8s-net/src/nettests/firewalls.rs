@@ -1,5 +1,7 @@
 //! Beside firewalls of other programs.
 
+use std::process::Stdio;
+
 use super::*;
 
 /// Chains as Docker and ufw have them, and as firewalld has them.
@@ -13,6 +15,15 @@ const FIREWALLS: [&str; 2] = [
         chain filter_INPUT { type filter hook input priority filter + 10; ct state established accept; reject with icmpx type admin-prohibited; }
     }",
 ];
+
+/// Loads rules.
+fn load(host: &Ns, rules: &'static str) {
+    host.run(move || {
+        let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft");
+        nft.stdin.take().expect("piped").write_all(rules.as_bytes()).expect("writes");
+        assert!(nft.wait().expect("ends").success());
+    });
+}
 
 fn nft(host: &Ns, arguments: &'static [&'static str]) -> String {
     let said = host.run(move || Command::new("nft").args(arguments).output().expect("nft is installed"));
@@ -38,16 +49,7 @@ fn pods_pass_firewalls_that_drop() {
         world.service("web", json!({"clusterIP": "10.43.0.50", "type": "NodePort", "ports": [{"name": "tcp", "port": 80, "nodePort": 30080}]}));
         world.endpoints("web", &[ip_b]);
 
-        host.run(move || {
-            use std::io::Write;
-            let mut nft = Command::new("nft")
-                .args(["-f", "-"])
-                .stdin(std::process::Stdio::piped())
-                .spawn()
-                .expect("nft");
-            nft.stdin.take().expect("piped").write_all(firewall.as_bytes()).expect("writes");
-            assert!(nft.wait().expect("ends").success());
-        });
+        load(&host, firewall);
         a.get(&pod).expect_err("dropped");
         let settings = config.clone();
         let open = move || crate::bridge::firewalls::open(&settings);
@@ -73,4 +75,22 @@ fn pods_pass_firewalls_that_drop() {
         let arguments: &'static [&'static str] = Vec::leak(delete.to_vec());
         nft(&host, arguments);
     }
+}
+
+#[test]
+fn chains_that_accept_are_left_alone() {
+    let (host, _outside, _bridge, config) = node("open");
+    load(
+        &host,
+        "table ip filter { chain FORWARD { type filter hook forward priority filter; policy accept; }; }",
+    );
+    load(
+        &host,
+        "table ip mine { chain FORWARD { type filter hook forward priority filter; policy drop; }; }",
+    );
+    let before = nft(&host, &["list", "ruleset"]);
+    let settings = config.clone();
+    host.run(move || crate::bridge::firewalls::open(&settings));
+    assert_eq!(nft(&host, &["list", "ruleset"]), before, "an administrator's table neither");
+    finish(&host, config);
 }

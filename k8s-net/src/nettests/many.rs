@@ -27,3 +27,49 @@ fn one_change_among_many_services_is_quick() {
     world.stop();
     finish(&host, config);
 }
+
+/// Resident memory of this process in KiB.
+fn resident() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("reads");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("listed");
+    line.trim().trim_end_matches(" kB").parse().expect("number")
+}
+
+/// Run it alone, because it measures the process: `cargo test -p k8s-net --lib -- --ignored --nocapture
+/// a_hundred_thousand`.
+#[test]
+#[ignore = "measures memory"]
+fn a_hundred_thousand_endpoints() {
+    let (host, _outside, _bridge, config) = node("huge");
+    let world = World::start(&host, "huge");
+    let before = resident();
+    for i in 0..1000u16 {
+        let [high, low] = i.to_be_bytes();
+        let endpoints: Vec<_> = (0..100)
+            .map(|e| {
+                let [_, a, b, c] = (u32::from(i) * 100 + e).to_be_bytes();
+                json!({"addresses": [format!("10.{}.{b}.{c}", 128 + a)], "nodeName": format!("node-{}", e % 7),
+                    "conditions": {"ready": true, "serving": true, "terminating": false}, "zone": "z1",
+                    "targetRef": {"kind": "Pod", "namespace": "demo", "name": format!("s{i}-{e}"), "uid": "u"}})
+            })
+            .collect();
+        let slice = json!({"addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"name": format!("s{i}-1"), "namespace": "demo", "labels": {"kubernetes.io/service-name": format!("s{i}")}},
+            "ports": [{"name": "tcp", "port": 80, "protocol": "TCP"}]});
+        world.slices.upsert(serde_json::from_value(slice).expect("slice"));
+        let service = json!({"metadata": {"name": format!("s{i}"), "namespace": "demo"},
+            "spec": {"clusterIP": format!("10.43.{}.{low}", high + 1), "ports": [{"name": "tcp", "port": 80}]}});
+        world.services.upsert(serde_json::from_value(service).expect("service"));
+    }
+    // Rules rest when nothing was written for two seconds.
+    let mut last = 0;
+    while last != world.transactions() {
+        last = world.transactions();
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let whole = resident() - before;
+    let caches = (world.slices.memory() + world.services.memory()) / 1024;
+    println!("100,000 endpoints: {} MiB, of it caches {} MiB", whole / 1024, caches / 1024);
+    world.stop();
+    finish(&host, config);
+}

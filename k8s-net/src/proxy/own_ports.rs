@@ -50,6 +50,16 @@ impl fmt::Display for PortUse {
     }
 }
 
+impl PortUse {
+    /// A port in use on an address or, if that is unspecified, on all. `None`: it is not reachable from outside
+    /// of the node.
+    fn reachable(protocol: u8, address: Ipv4Addr, port: u16) -> Option<Self> {
+        let address = Some(address).filter(|address| !address.is_unspecified());
+        let is_reachable = port != 0 && !address.is_some_and(|address| address.is_loopback());
+        is_reachable.then_some(PortUse { protocol, address, port })
+    }
+}
+
 /// A text that is no port in use.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct NoPort;
@@ -110,28 +120,68 @@ impl OwnPorts {
 
 /// Reads the ports on which TCP sockets listen and UDP sockets receive, except those of loopback addresses.
 fn listening() -> io::Result<BTreeSet<PortUse>> {
-    let mut socket = Socket::open(SOCK_DIAG)?;
     let mut found = BTreeSet::new();
     for (protocol, states) in [(6u8, LISTEN), (17, CLOSED)] {
         for family in [libc::AF_INET, libc::AF_INET6] {
-            let mut request = [0; 56];
-            request[0] = u8::try_from(family).unwrap_or_default();
-            request[1] = protocol;
-            request[4..8].copy_from_slice(&states.to_ne_bytes());
-            let read = socket.dump(
-                |m, seq| {
-                    m.begin(BY_FAMILY, NLM_F_DUMP, seq, &request).end();
-                },
-                |_, body| found.extend(port_of(protocol, body)),
-            );
-            match read {
-                // A kernel without IPv6, or without this protocol.
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                other => other?,
+            match by_netlink(protocol, family, states) {
+                Ok(ports) => found.extend(ports),
+                // The kernel has no socket diagnosis, or no IPv6.
+                Err(_) => found.extend(by_proc(protocol, family)?),
             }
         }
     }
     Ok(found)
+}
+
+fn by_netlink(protocol: u8, family: i32, states: u32) -> io::Result<Vec<PortUse>> {
+    let mut found = Vec::new();
+    let mut request = [0; 56];
+    request[0] = u8::try_from(family).unwrap_or_default();
+    request[1] = protocol;
+    request[4..8].copy_from_slice(&states.to_ne_bytes());
+    Socket::open(SOCK_DIAG)?.dump(
+        |m, seq| {
+            m.begin(BY_FAMILY, NLM_F_DUMP, seq, &request).end();
+        },
+        |_, body| found.extend(port_of(protocol, body)),
+    )?;
+    Ok(found)
+}
+
+/// As [`by_netlink`], from `/proc/net`, which lists all connections and does not tell IPv6-only sockets.
+fn by_proc(protocol: u8, family: i32) -> io::Result<Vec<PortUse>> {
+    let name = if protocol == 6 { "tcp" } else { "udp" };
+    let suffix = if family == libc::AF_INET { "" } else { "6" };
+    match fs::read_to_string(format!("/proc/thread-self/net/{name}{suffix}")) {
+        Ok(text) => Ok(text.lines().skip(1).filter_map(|line| port_of_line(protocol, line)).collect()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e),
+    }
+}
+
+/// Reads a line: number, local address and port, remote ones, state, ...
+fn port_of_line(protocol: u8, line: &str) -> Option<PortUse> {
+    let mut fields = line.split_whitespace().skip(1);
+    let (address, port) = fields.next()?.split_once(':')?;
+    let state = fields.nth(1)?;
+    if state != if protocol == 6 { "0A" } else { "07" } {
+        return None;
+    }
+    // Words of the machine's own byte order.
+    let words =
+        address.as_bytes().chunks(8).map(|word| u32::from_str_radix(str::from_utf8(word).ok()?, 16).ok());
+    let bytes: Vec<u8> = words.collect::<Option<Vec<_>>>()?.into_iter().flat_map(u32::to_ne_bytes).collect();
+    let address = match <[u8; 4]>::try_from(&bytes[..]) {
+        Ok(bytes) => Ipv4Addr::from(bytes),
+        Err(_) => mapped(<[u8; 16]>::try_from(bytes).ok()?)?,
+    };
+    PortUse::reachable(protocol, address, u16::from_str_radix(port, 16).ok()?)
+}
+
+/// Returns the IPv4 address of an IPv6 socket.
+fn mapped(bytes: [u8; 16]) -> Option<Ipv4Addr> {
+    let address = std::net::Ipv6Addr::from(bytes);
+    if address.is_unspecified() { Some(Ipv4Addr::UNSPECIFIED) } else { address.to_ipv4_mapped() }
 }
 
 /// Reads an `inet_diag_msg`. `None`: not reachable by IPv4 from outside of the node.
@@ -143,14 +193,11 @@ fn port_of(protocol: u8, message: &[u8]) -> Option<PortUse> {
         if only.is_some_and(|only| *only != 0) {
             return None;
         }
-        let address = std::net::Ipv6Addr::from(bytes);
-        if address.is_unspecified() { Ipv4Addr::UNSPECIFIED } else { address.to_ipv4_mapped()? }
+        mapped(bytes)?
     } else {
         Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3])
     };
-    let address = Some(address).filter(|address| !address.is_unspecified());
-    let is_reachable = port != 0 && !address.is_some_and(|address| address.is_loopback());
-    is_reachable.then_some(PortUse { protocol, address, port })
+    PortUse::reachable(protocol, address, port)
 }
 
 /// Returns the ports from which the kernel chooses those of clients.
@@ -211,6 +258,39 @@ mod tests {
         for cut in 0..72 {
             let _ = port_of(6, &message(inet6, 22, mapped, Some(1))[..cut]);
         }
+    }
+
+    #[test]
+    fn lines_of_proc_say_the_same() {
+        let line = |address: &str, state: &str| {
+            let line =
+                format!("   0: {address} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 0 0 1");
+            port_of_line(6, &line).map(|port| port.to_string())
+        };
+        let word = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+        let (zero, node) = (word([0; 4]), word([192, 0, 2, 2]));
+        assert_eq!(line(&format!("{zero}:0016"), "0A").as_deref(), Some("TCP/22"));
+        assert_eq!(line(&format!("{node}:0035"), "0A").as_deref(), Some("TCP/192.0.2.2:53"));
+        assert_eq!(line(&format!("{node}:0035"), "01"), None, "a connection");
+        assert_eq!(line(&format!("{}:0035", word([127, 0, 0, 1])), "0A"), None);
+        assert_eq!(line(&format!("{}:0016", zero.repeat(4)), "0A").as_deref(), Some("TCP/22"));
+        let mapped = format!("{zero}{zero}{}{node}:0016", word([0, 0, 255, 255]));
+        assert_eq!(line(&mapped, "0A").as_deref(), Some("TCP/192.0.2.2:22"));
+        for nonsense in ["", "x", "0:", "é:1", "zzzzzzzz:0016"] {
+            assert_eq!(line(nonsense, "0A"), None, "{nonsense}");
+        }
+    }
+
+    /// Both readings see a socket of this test. (Other programs' sockets come and go.)
+    #[test]
+    fn the_kernel_tells_both_ways() {
+        let socket = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let own = PortUse { protocol: 6, address: None, port };
+        assert!(by_proc(6, libc::AF_INET).unwrap().contains(&own));
+        assert!(listening().unwrap().contains(&own));
+        drop(socket);
+        assert!(!listening().unwrap().contains(&own));
     }
 
     #[test]

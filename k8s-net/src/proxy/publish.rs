@@ -39,9 +39,8 @@ pub async fn publish_own_ports(
                 }
             }
         };
-        match tokio::time::timeout(pause, ports.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(pause, ports.changed()).await {
+            return;
         }
     }
 }

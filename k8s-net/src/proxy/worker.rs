@@ -33,6 +33,8 @@ use super::{
 use crate::nft::Nft;
 
 const BY_SERVICE: &str = "service";
+/// Number of ports that a node publishes at most; the kernel's table has all.
+const MOST_PORTS: usize = 1000;
 
 type Plans = Vec<(ObjectKey, Vec<PortPlan>)>;
 
@@ -210,7 +212,7 @@ impl Worker {
     }
 
     /// Returns the services to plan, the oldest first: that one gets an address that two want.
-    fn to_plan(&mut self, dirty: &mut Dirty, rebuild: bool, contested: Vec<ObjectKey>) -> Vec<ObjectKey> {
+    fn affected(&mut self, dirty: &mut Dirty, rebuild: bool, contested: Vec<ObjectKey>) -> Vec<ObjectKey> {
         let mut moved = false;
         if std::mem::take(&mut dirty.node) {
             let before = self.here.clone();
@@ -249,7 +251,7 @@ impl Worker {
     async fn apply(&mut self, dirty: &mut Dirty, since: Instant) -> io::Result<()> {
         let Some(mut kernel) = self.kernel.take() else { return Err(io::Error::other("worker was lost")) };
         let rebuild = std::mem::take(&mut dirty.all) || kernel.broken;
-        let keys = self.to_plan(dirty, rebuild, kernel.table.take_contested());
+        let keys = self.affected(dirty, rebuild, kernel.table.take_contested());
         let plans: Plans = keys.into_iter().map(|key| (self.plan(&key), key)).map(|(p, k)| (k, p)).collect();
         let mut wanted: BTreeSet<_> =
             plans.iter().flat_map(|(_, ports)| ports.iter().flat_map(wants)).collect();
@@ -278,7 +280,7 @@ impl Worker {
         }
         self.tell(&planned, read, &applied);
         if read {
-            let own: Vec<String> = applied.own.iter().map(ToString::to_string).collect();
+            let own: Vec<String> = applied.own.iter().take(MOST_PORTS).map(ToString::to_string).collect();
             self.own.send_if_modified(|told| {
                 let is_new = told.as_ref() != Some(&own);
                 *told = Some(own);
