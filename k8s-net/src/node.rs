@@ -22,7 +22,7 @@ use k8s_core::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
     },
-    cache::{Cache, Reflector, reflect},
+    cache::{Cache, Reflector, reflect, reflect_trimmed},
     client::{Client, ListParams},
     clock::Clock,
     events::Recorder,
@@ -186,6 +186,18 @@ pub struct NodeNet {
     _feeds: Option<Feeds>,
 }
 
+/// Drops what neither the proxy nor the DNS server reads: with many endpoints it is most of the memory.
+pub(crate) fn trim(slice: &mut EndpointSlice) {
+    slice.metadata.managed_fields = None;
+    slice.metadata.annotations = None;
+    slice.metadata.owner_references = None;
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.target_ref = None;
+        endpoint.zone = None;
+        endpoint.deprecated_topology = None;
+    }
+}
+
 async fn blocking<T: Send + 'static, E: Into<NodeNetError> + Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
 ) -> Result<T, NodeNetError> {
@@ -206,7 +218,7 @@ impl NodeNet {
         let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
         let (own, range) = (config.node_name.clone(), config.cluster_cidr);
         let services_feed = reflect(client.all::<Service>(), ListParams::default(), services.clone());
-        let slices_feed = reflect(client.all::<EndpointSlice>(), ListParams::default(), slices.clone());
+        let slices_feed = reflect_trimmed(client.all(), ListParams::default(), slices.clone(), trim);
         let nodes = Cache::<Node>::new();
         let nodes_feed = reflect(client.all::<Node>(), ListParams::default(), nodes.clone());
         let recorder = Recorder::on_host(&client, Clock::system(), "kube-proxy", &own);

@@ -189,7 +189,7 @@ mod tests {
         let mut checks = Checks::new();
         assert!(checks.set(&key, Some((port, 1))).is_err());
         assert!(checks.set(&key, Some((port, 1))).is_ok(), "told before");
-        assert_eq!(checks.closed(), [key.clone()]);
+        assert_eq!(checks.closed(), std::slice::from_ref(&key));
         drop(taken);
         checks.set(&key, Some((port, 1))).unwrap();
         assert!(checks.closed().is_empty());

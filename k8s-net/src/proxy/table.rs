@@ -29,18 +29,44 @@ type Elements = BTreeMap<(&'static str, Vec<u8>), Value>;
 /// Zone, address, protocol and port at which one service is reached.
 type Place = (Zone, Ipv4Addr, u8, u16);
 
+/// Endpoints of a port.
+#[derive(Debug)]
+struct Pool {
+    number: u32,
+    /// Clients stay with their endpoint.
+    affine: bool,
+    backends: Box<[Backend]>,
+}
+
 #[derive(Debug, Default)]
 struct Installed {
-    /// By port name, protocol and reach: number and content of the pool.
-    pools: BTreeMap<(String, u8, Reach), (u32, Vec<Backend>)>,
+    /// By port name, protocol and reach.
+    pools: BTreeMap<(String, u8, Reach), Pool>,
     /// By port name and protocol: stable while endpoints change, because affinity entries refer to it.
     ids: BTreeMap<(String, u8), u32>,
     /// Where the service is reached, or refused while it has no endpoints.
     places: Vec<Place>,
     /// Elements of the maps that packets look up first.
     shown: Elements,
-    /// Elements of `backends`, `members` and `hairpin`.
-    kept: Elements,
+}
+
+impl Installed {
+    /// Returns the elements of `backends` and `members`. Computed, because they are most of a service's memory.
+    fn kept(&self) -> Elements {
+        let mut kept = Elements::new();
+        for Pool { number: pool, affine, backends } in self.pools.values() {
+            for (number, backend) in (0u32..).zip(backends) {
+                let slot = [pool.to_ne_bytes(), number.to_ne_bytes()].concat();
+                let twice = [endpoint(backend), endpoint(backend)].concat();
+                kept.insert((rules::BACKENDS, slot), Value::Bytes(twice));
+                if *affine {
+                    let member = [&pool.to_ne_bytes()[..], &[0; 4], &endpoint(backend)].concat();
+                    kept.insert((rules::MEMBERS, member), Value::None);
+                }
+            }
+        }
+        kept
+    }
 }
 
 /// The table's content after the last transaction.
@@ -53,7 +79,7 @@ pub(super) struct Table {
     owners: HashMap<Place, ObjectKey>,
     /// Services that want an address or port which another service holds.
     contested: HashSet<ObjectKey>,
-    hairpins: HashMap<Ipv4Addr, usize>,
+    hairpins: HashMap<Ipv4Addr, u32>,
     classes: HashMap<Class, u32>,
     reachable: HashSet<(Zone, u32)>,
     garbage: VecDeque<(Instant, Elements)>,
@@ -189,13 +215,16 @@ impl Table {
                     add.insert(element.clone(), value.clone());
                 }
             }
-            garbage.extend(difference(&old.kept, &new.kept));
-            let wanted = difference(&new.kept, &old.kept);
+            let (before, after) = (old.kept(), new.kept());
+            garbage.extend(difference(&before, &after));
+            let wanted = difference(&after, &before);
             self.keep(&old, &wanted);
             add.extend(wanted);
-            for (slot, (_, backends)) in &old.pools {
-                let now_there = new.pools.get(slot).map(|(_, b)| &b[..]).unwrap_or_default();
-                left.extend(backends.iter().filter(|b| !now_there.contains(b)).map(|b| (slot.1, *b)));
+            for (slot, pool) in &old.pools {
+                // Sorted.
+                let now_there = new.pools.get(slot).map(|pool| &pool.backends[..]).unwrap_or_default();
+                let gone = pool.backends.iter().filter(|b| now_there.binary_search(b).is_err());
+                left.extend(gone.map(|b| (slot.1, *b)));
             }
             self.count_hairpins(&old, &new, &mut add, &mut remove);
             if !ports.is_empty() {
@@ -252,11 +281,16 @@ impl Table {
                 } else {
                     let slot = (port.name.clone(), port.protocol, front.reach);
                     let pool = match (new.pools.get(&slot), old.pools.get(&slot)) {
-                        (Some((pool, _)), _) => *pool,
-                        (None, Some((pool, had))) if had == backends => *pool,
+                        (Some(pool), _) => pool.number,
+                        (None, Some(pool)) if *pool.backends == *backends => pool.number,
                         (None, _) => self.id(),
                     };
-                    new.pools.entry(slot).or_insert_with(|| (pool, backends.to_vec()));
+                    let affine = port.affinity_ms.is_some();
+                    new.pools.entry(slot).or_insert_with(|| Pool {
+                        number: pool,
+                        affine,
+                        backends: backends.into(),
+                    });
                     let sources = front.sources(port).filter(|_| !backends.is_empty());
                     for network in sources.unwrap_or_default() {
                         let octets = network.network().octets();
@@ -282,20 +316,6 @@ impl Table {
                 new.shown.insert(element, value);
             }
             new.ids.insert(name, id);
-            let reaches = [Reach::Cluster, Reach::Local];
-            for (pool, backends) in
-                reaches.iter().filter_map(|r| new.pools.get(&(port.name.clone(), port.protocol, *r)))
-            {
-                for (number, backend) in (0u32..).zip(backends) {
-                    let slot = [pool.to_ne_bytes(), number.to_ne_bytes()].concat();
-                    let twice = [endpoint(backend), endpoint(backend)].concat();
-                    new.kept.insert((rules::BACKENDS, slot), Value::Bytes(twice));
-                    if port.affinity_ms.is_some() {
-                        let member = [&pool.to_ne_bytes()[..], &[0; 4], &endpoint(backend)].concat();
-                        new.kept.insert((rules::MEMBERS, member), Value::None);
-                    }
-                }
-            }
         }
         new
     }
@@ -303,7 +323,7 @@ impl Table {
     /// Takes elements that a service wants again out of the garbage: those of a pool that it kept, whose
     /// affinity was off for less than [`REST`].
     fn keep(&mut self, old: &Installed, wanted: &Elements) {
-        let kept: Vec<[u8; 4]> = old.pools.values().map(|(pool, _)| pool.to_ne_bytes()).collect();
+        let kept: Vec<[u8; 4]> = old.pools.values().map(|pool| pool.number.to_ne_bytes()).collect();
         for element in wanted.keys().filter(|(_, key)| kept.iter().any(|pool| key.starts_with(pool))) {
             for (_, elements) in &mut self.garbage {
                 elements.remove(element);
@@ -336,7 +356,7 @@ impl Table {
         remove: &mut Elements,
     ) {
         let addresses = |installed: &Installed| -> HashSet<Ipv4Addr> {
-            installed.pools.values().flat_map(|(_, backends)| backends.iter().map(|b| b.address)).collect()
+            installed.pools.values().flat_map(|pool| pool.backends.iter().map(|b| b.address)).collect()
         };
         let (before, after) = (addresses(old), addresses(new));
         for address in after.difference(&before) {
@@ -453,10 +473,10 @@ mod tests {
                 let ports = (1..=ports).filter(|_| backends != 15).map(|n| plan(backends, affinity, n));
                 table.change(&mut batch, vec![(key, ports.collect())], now);
                 let mut seen = HashSet::new();
-                let garbage = table.garbage.iter().flat_map(|(_, elements)| elements.keys());
-                let kept = table.services.values().flat_map(|installed| installed.kept.keys());
+                let garbage = table.garbage.iter().flat_map(|(_, elements)| elements.keys().cloned());
+                let kept = table.services.values().flat_map(|installed| installed.kept().into_keys());
                 for element in garbage.chain(kept) {
-                    prop_assert!(seen.insert(element), "{element:?} is there twice");
+                    prop_assert!(seen.insert(element.clone()), "{element:?} is there twice");
                 }
             }
         }
