@@ -1,14 +1,14 @@
 //! Parts of a whole cluster that can be left out, to be replaced by others.
 
 use http::Method;
-use k8s_builtin::provisioner::LOCAL_PATH;
+use k8s_builtin::{OWN_PORTS, provisioner::LOCAL_PATH};
 use k8s_core::{
     api::api::storage::v1::StorageClass,
     client::{Client, Error},
 };
 use serde_json::json;
 
-use crate::apply::apply;
+use crate::{apply::apply, identities::PROXY};
 
 /// Service account of kube-system as which the provisioner of the class `local-path` acts, and its role.
 pub(crate) const PROVISIONER: &str = "local-path-provisioner";
@@ -23,6 +23,9 @@ pub enum Addon {
     MetricsServer,
     /// The StorageClass `local-path` and its provisioner: volumes are directories of the node.
     LocalStorage,
+    /// The load balancer of Services: they get the addresses of nodes.
+    #[value(name = "servicelb")]
+    ServiceLb,
 }
 
 /// Lets those who may view, edit or administer a namespace read the metrics of its pods, as metrics-server's
@@ -111,8 +114,64 @@ pub(crate) async fn without_local_storage(client: &Client) -> Result<(), Error> 
     }
 }
 
+/// The objects through which nodes tell the load balancer which ports they use themselves: a ConfigMap that
+/// service proxies may change, and nothing else in kube-system.
+fn own_ports() -> [(String, serde_json::Value); 3] {
+    let rbac = "rbac.authorization.k8s.io";
+    let (namespace, name) = OWN_PORTS;
+    let metadata = json!({"namespace": namespace, "name": name});
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
+    let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "patch"]});
+    let role = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule],
+    });
+    let binding = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
+    });
+    let path = |base: &str, plural: &str| format!("{base}/namespaces/{namespace}/{plural}/{name}");
+    let group = format!("/apis/{rbac}/v1");
+    [
+        (path("/api/v1", "configmaps"), map),
+        (path(&group, "roles"), role),
+        (path(&group, "rolebindings"), binding),
+    ]
+}
+
+/// Makes what the load balancer of Services needs.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn service_lb(client: &Client) -> Result<(), Error> {
+    for (path, object) in own_ports() {
+        apply(client, &path, &object).await?;
+    }
+    Ok(())
+}
+
+/// Deletes what [`service_lb`] made at an earlier start. Services keep the addresses that they have, until
+/// another load balancer gives them others.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn without_service_lb(client: &Client) -> Result<(), Error> {
+    for (path, _) in own_ports() {
+        match client.bytes(Method::DELETE, &path, "", "").await {
+            Err(e) if !e.is_not_found() => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn load_balancer_and_proxy_mean_the_same_object() {
+        assert_eq!(k8s_builtin::OWN_PORTS, k8s_net::proxy::OWN_PORTS);
+    }
+
     #[test]
     fn provisioner_and_kubelet_mean_the_same_driver() {
         assert_eq!(super::LOCAL_PATH, k8s_kubelet::LOCAL_PATH);

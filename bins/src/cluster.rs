@@ -452,6 +452,10 @@ impl Cluster {
                     dns,
                     domain: choices.settings.cluster_domain.clone(),
                     state_dir: self.paths.network(),
+                    reserved_ports: [choices.settings.https_listen_port, choices.kubelet_port]
+                        .into_iter()
+                        .filter(|port| *port != 0)
+                        .collect(),
                     metrics: config.metrics.clone(),
                 };
                 crate::network::record(&self.paths, &network)?;

@@ -39,6 +39,8 @@ pub struct NetworkConfig {
     pub domain: String,
     /// Directory of the address allocations.
     pub state_dir: PathBuf,
+    /// TCP ports of the node's own agents, which no Service may take.
+    pub reserved_ports: Vec<u16>,
     /// Registry of the proxy's metrics.
     pub metrics: Registry,
 }
@@ -83,6 +85,7 @@ fn node_net(config: &NetworkConfig) -> NodeNetConfig {
         dns_ip: Some(config.dns),
         cluster_domain: config.domain.clone(),
         state_dir: config.state_dir.clone(),
+        reserved_ports: config.reserved_ports.clone(),
         metrics: config.metrics.clone(),
         ..NodeNetConfig::default()
     }
@@ -164,6 +167,7 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
         dns: at("dns").parse().ok()?,
         domain: String::new(),
         state_dir: paths.network(),
+        reserved_ports: Vec::new(),
         metrics: Registry::default(),
     })
 }

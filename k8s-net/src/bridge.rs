@@ -10,14 +10,15 @@
 //! 1. No packet for a pod or service address leaves by the default route, from start on, also after a kill
 //!    -9.
 //! 2. Attach is idempotent; addresses survive a restart.
-//! 3. Every object created carries the cluster's name (bridge, tables) or hangs on the bridge; [`cleanup`]
-//!    removes exactly those. The sysctl `ip_forward` stays on: other programs may rely on it by then.
+//! 3. Every object created carries the cluster's name (bridge, tables, the comments of rules in other
+//!    programs' firewalls) or hangs on the bridge; [`cleanup`] removes exactly those. The sysctl `ip_forward` stays on: other programs may rely on it by then.
 //!
 //! Not here: services (see [`crate::proxy`]), routes to other nodes (see [`crate::routes`]), IPv6.
 
 mod attach;
+pub(crate) mod firewalls;
 mod ipam;
-mod rules;
+pub(crate) mod rules;
 
 use std::{
     io,
@@ -54,6 +55,8 @@ pub struct BridgeConfig {
     pub cluster_cidr: Ipv4Net,
     /// Service CIDR of the cluster.
     pub service_cidr: Ipv4Net,
+    /// TCP ports of the node's own agents, which firewalls of other programs must let pods reach.
+    pub reserved_ports: Vec<u16>,
     /// MTU in bytes; 0 means 1500.
     pub mtu: u32,
     /// Directory of the address allocations.
@@ -134,6 +137,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
 ///     pod_cidr: "10.42.0.0/24".parse()?,
 ///     cluster_cidr: "10.42.0.0/16".parse()?,
 ///     service_cidr: "10.43.0.0/16".parse()?,
+///     reserved_ports: vec![6443, 10250],
 ///     mtu: 0,
 ///     state_dir: "/var/lib/shop/network".into(),
 /// };
@@ -200,6 +204,7 @@ impl Bridge {
             .map_err(|e| BridgeError::State(e.to_string()))?;
         let mut nft = Nft::open().map_err(context("open nf_tables"))?;
         nft.commit(rules::build(&config, &ipam)).map_err(context("make the pod table"))?;
+        firewalls::open(&config);
         Ok(Bridge(Arc::new(Inner { config, index, state: Mutex::new(State { ipam, nft }) })))
     }
 
@@ -395,6 +400,7 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
         let others = crate::routes::remove(&mut rtnl, config.cluster_cidr);
         note(others.map_err(context("remove routes to other nodes")));
     }
+    note(firewalls::close(&config.table).map_err(context("close the firewalls of other programs")));
     note(remove_table(config));
     let folder = config.state_dir.join("ipam");
     match std::fs::remove_dir_all(&folder) {

@@ -36,6 +36,15 @@ pub(crate) fn protocol_number(name: &str) -> Option<u8> {
     }
 }
 
+/// Returns the name of an IP protocol that Services have.
+pub(crate) fn protocol_name(number: u8) -> &'static str {
+    match number {
+        17 => "UDP",
+        132 => "SCTP",
+        _ => "TCP",
+    }
+}
+
 /// Brings up the loopback device of the calling thread's network namespace; in a new namespace it is down.
 ///
 /// # Errors

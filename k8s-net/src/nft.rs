@@ -23,12 +23,18 @@ const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
 const DEL_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 const NEW_RULE: u16 = 6;
+const GET_RULE: u16 = 7;
+const DEL_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
 const NEW_ELEMENT: u16 = 12;
+const GET_ELEMENT: u16 = 13;
 const DEL_ELEMENT: u16 = 14;
 /// Address family `ip` (NFPROTO_IPV4).
-const FAMILY: u8 = 2;
+pub(crate) const FAMILY: u8 = 2;
+/// Address families `ip` and `ip6` in one (NFPROTO_INET).
+pub(crate) const INET: u8 = 1;
 
 /// Elements per message: the list is one attribute, which is limited to 64 KiB.
 const CHUNK: usize = 400;
@@ -82,6 +88,7 @@ pub(crate) enum Value {
 /// A list of changes to one table.
 #[derive(Debug)]
 pub(crate) struct Batch {
+    family: u8,
     table: String,
     messages: Messages,
     sequence: u32,
@@ -95,13 +102,39 @@ fn head(resource: u16) -> [u8; 4] {
     [FAMILY, 0, resource[0], resource[1]]
 }
 
+/// A base chain of any program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BaseChain {
+    pub(crate) family: u8,
+    pub(crate) table: String,
+    pub(crate) name: String,
+    /// `filter`, `nat` or `route`.
+    pub(crate) kind: String,
+    pub(crate) hook: u32,
+    /// Packets that no rule decides about are dropped.
+    pub(crate) drops: bool,
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.strip_suffix(b"\0").unwrap_or(bytes)).into_owned()
+}
+
+fn number(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
 impl Batch {
     pub(crate) fn new(table: &str) -> Self {
+        Self::in_family(FAMILY, table)
+    }
+
+    /// A list of changes to a table of this address family.
+    pub(crate) fn in_family(family: u8, table: &str) -> Self {
         let mut messages = Messages::default();
         let mut begin = head(10);
         begin[0] = 0;
         messages.begin(BATCH_BEGIN, 0, 1, &begin).end();
-        Batch { table: table.to_owned(), messages, sequence: 1, last: 0, set_ids: 0 }
+        Batch { family, table: table.to_owned(), messages, sequence: 1, last: 0, set_ids: 0 }
     }
 
     /// Returns true if the batch has no changes.
@@ -112,7 +145,9 @@ impl Batch {
     fn message(&mut self, kind: u16, flags: u16, fill: impl FnOnce(&mut Messages, &str)) {
         self.sequence += 1;
         self.last = self.messages.bytes().len();
-        self.messages.begin(SUBSYSTEM | kind, flags, self.sequence, &head(0));
+        let [_, rest @ ..] = head(0);
+        let head = [self.family, rest[0], rest[1], rest[2]];
+        self.messages.begin(SUBSYSTEM | kind, flags, self.sequence, &head);
         fill(&mut self.messages, &self.table);
         self.messages.end();
     }
@@ -152,6 +187,24 @@ impl Batch {
             m.nest(4, |m| {
                 m.raw(rule.bytes());
             });
+        });
+    }
+
+    /// Inserts a rule before the others of a chain, with a comment that `nft` and `iptables` show.
+    pub(crate) fn insert_rule(&mut self, chain: &str, rule: &Rule, comment: &str) {
+        self.message(NEW_RULE, NLM_F_CREATE, |m, table| {
+            m.attr_str(1, table).attr_str(2, chain);
+            m.nest(4, |m| {
+                m.raw(rule.bytes());
+            });
+            m.attr(7, &comment_data(comment));
+        });
+    }
+
+    /// Deletes a rule by its handle.
+    pub(crate) fn del_rule(&mut self, chain: &str, handle: u64) {
+        self.message(DEL_RULE, 0, |m, table| {
+            m.attr_str(1, table).attr_str(2, chain).attr(3, &handle.to_be_bytes());
         });
     }
 
@@ -238,6 +291,23 @@ impl Batch {
     }
 }
 
+/// Encodes a comment as the programs do: type 0, length, text with a final zero.
+fn comment_data(comment: &str) -> Vec<u8> {
+    let bytes: Vec<u8> = comment.bytes().filter(|b| *b != 0).take(200).chain([0]).collect();
+    [&[0, u8::try_from(bytes.len()).unwrap_or_default()], &bytes[..]].concat()
+}
+
+fn comment_of(mut data: &[u8]) -> Option<String> {
+    loop {
+        let (kind, length) = (*data.first()?, usize::from(*data.get(1)?));
+        let value = data.get(2..2 + length)?;
+        if kind == 0 {
+            return Some(text(value));
+        }
+        data = data.get(2 + length..)?;
+    }
+}
+
 /// An nf_tables connection to the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Nft(Socket);
@@ -270,6 +340,73 @@ impl Nft {
             },
         )?;
         Ok(found)
+    }
+
+    /// Returns the base chains of all tables.
+    pub(crate) fn base_chains(&mut self) -> io::Result<Vec<BaseChain>> {
+        use crate::netlink::{NLM_F_DUMP, attr_of};
+        let mut found = Vec::new();
+        self.0.dump(
+            |m, seq| {
+                m.begin(SUBSYSTEM | GET_CHAIN, NLM_F_DUMP, seq, &[0; 4]).end();
+            },
+            |_, body| {
+                let (Some(family), Some(rest)) = (body.first(), body.get(4..)) else { return };
+                let chain = || {
+                    Some(BaseChain {
+                        family: *family,
+                        table: text(attr_of(rest, 1)?),
+                        name: text(attr_of(rest, 3)?),
+                        kind: text(attr_of(rest, 7)?),
+                        hook: number(attr_of(attr_of(rest, 4)?, 1)?)?,
+                        drops: attr_of(rest, 5).and_then(number) == Some(0),
+                    })
+                };
+                found.extend(chain());
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Returns handle and comment (empty without one) of the rules of a chain.
+    pub(crate) fn comments(&mut self, chain: &BaseChain) -> io::Result<Vec<(u64, String)>> {
+        use crate::netlink::{NLM_F_DUMP, attr_of};
+        let mut found = Vec::new();
+        self.0.dump(
+            |m, seq| {
+                m.begin(SUBSYSTEM | GET_RULE, NLM_F_DUMP, seq, &[chain.family, 0, 0, 0]);
+                m.attr_str(1, &chain.table).attr_str(2, &chain.name).end();
+            },
+            |_, body| {
+                let rest = body.get(4..).unwrap_or_default();
+                let rule = || {
+                    let is_of_chain = text(attr_of(rest, 2)?) == chain.name;
+                    let handle = u64::from_be_bytes(attr_of(rest, 3)?.try_into().ok()?);
+                    let comment = attr_of(rest, 7).and_then(comment_of).unwrap_or_default();
+                    Some((handle, comment)).filter(|_| is_of_chain)
+                };
+                found.extend(rule());
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// Returns the keys of a set or map; `NotFound` if there is none of that name.
+    pub(crate) fn keys(&mut self, table: &str, set: &str) -> io::Result<Vec<Vec<u8>>> {
+        use crate::netlink::{attr_of, attrs};
+        let mut keys = Vec::new();
+        self.0.dump(
+            |m, seq| {
+                m.begin(SUBSYSTEM | GET_ELEMENT, crate::netlink::NLM_F_DUMP, seq, &head(0));
+                m.attr_str(1, table).attr_str(2, set).end();
+            },
+            |_, body| {
+                let elements = body.get(4..).and_then(|rest| attr_of(rest, 3)).unwrap_or_default();
+                let key = |element| attr_of(attr_of(element, 1)?, 1);
+                keys.extend(attrs(elements).filter_map(|(_, element)| key(element)).map(<[u8]>::to_vec));
+            },
+        )?;
+        Ok(keys)
     }
 
     /// Deletes a table if it exists.

@@ -22,14 +22,16 @@ use k8s_core::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
     },
-    cache::{Cache, Reflector, reflect},
+    cache::{Cache, Reflector, reflect, reflect_trimmed},
     client::{Client, ListParams},
+    clock::Clock,
+    events::Recorder,
 };
 use k8s_metrics::Registry;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    bridge::{self, Bridge, BridgeConfig, BridgeError, bridge_name},
+    bridge::{self, Bridge, BridgeConfig, BridgeError, bridge_name, firewalls},
     dns::{Dns, DnsConfig, DnsError},
     pod::PodNetwork,
     preflight::{self, PreflightError},
@@ -63,6 +65,8 @@ pub struct NodeNetConfig {
     pub state_dir: PathBuf,
     /// MTU in bytes; 0 means 1500.
     pub mtu: u32,
+    /// TCP ports that are the node's even while nothing listens on them: those of its own agents.
+    pub reserved_ports: Vec<u16>,
     /// Registry of the proxy's metrics. Default: one of its own.
     pub metrics: Registry,
 }
@@ -81,6 +85,7 @@ impl Default for NodeNetConfig {
             resolv_conf: Some("/etc/resolv.conf".into()),
             state_dir: "/var/lib/hyperkube/net".into(),
             mtu: 0,
+            reserved_ports: Vec::new(),
             metrics: Registry::default(),
         }
     }
@@ -109,12 +114,13 @@ impl NodeNetConfig {
             pod_cidr: self.pod_cidr,
             cluster_cidr: self.cluster_cidr,
             service_cidr: self.service_cidr,
+            reserved_ports: self.reserved_ports.clone(),
             mtu: self.mtu,
             state_dir: self.state_dir.clone(),
         }
     }
 
-    /// Returns the settings of the proxy.
+    /// Returns the settings of the proxy, without a recorder of events.
     #[must_use]
     pub fn proxy(&self) -> ProxyConfig {
         ProxyConfig {
@@ -122,6 +128,8 @@ impl NodeNetConfig {
             node_name: self.node_name.clone(),
             cluster_cidr: Some(self.cluster_cidr),
             service_cidr: Some(self.service_cidr),
+            reserved_ports: self.reserved_ports.clone(),
+            recorder: Recorder::silent(),
             metrics: self.metrics.clone(),
         }
     }
@@ -159,7 +167,7 @@ pub enum NodeNetError {
     Worker(String),
 }
 
-/// The reflectors of the caches and the task for routes. Dropping it stops them.
+/// The reflectors of the caches and the task for routes, ports and firewalls. Dropping it stops them.
 #[derive(Debug)]
 struct Feeds {
     _services: Reflector,
@@ -176,6 +184,18 @@ pub struct NodeNet {
     proxy: Proxy,
     dns: Option<Dns>,
     _feeds: Option<Feeds>,
+}
+
+/// Drops what neither the proxy nor the DNS server reads: with many endpoints it is most of the memory.
+pub(crate) fn trim(slice: &mut EndpointSlice) {
+    slice.metadata.managed_fields = None;
+    slice.metadata.annotations = None;
+    slice.metadata.owner_references = None;
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.target_ref = None;
+        endpoint.zone = None;
+        endpoint.deprecated_topology = None;
+    }
 }
 
 async fn blocking<T: Send + 'static, E: Into<NodeNetError> + Send + 'static>(
@@ -198,17 +218,23 @@ impl NodeNet {
         let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
         let (own, range) = (config.node_name.clone(), config.cluster_cidr);
         let services_feed = reflect(client.all::<Service>(), ListParams::default(), services.clone());
-        let slices_feed = reflect(client.all::<EndpointSlice>(), ListParams::default(), slices.clone());
-        let mut net = Self::start_with(config, services, slices).await?;
-        // After the bridge, because that checks the CIDRs.
+        let slices_feed = reflect_trimmed(client.all(), ListParams::default(), slices.clone(), trim);
         let nodes = Cache::<Node>::new();
         let nodes_feed = reflect(client.all::<Node>(), ListParams::default(), nodes.clone());
+        let recorder = Recorder::on_host(&client, Clock::system(), "kube-proxy", &own);
+        let mut net = Self::launch(config, (services, slices, nodes.clone()), recorder).await?;
+        // After the bridge, because that checks the CIDRs.
         let stop = CancellationToken::new();
-        let stopped = stop.clone();
+        let (stopped, ports, node) = (stop.clone(), net.proxy.own_ports(), own.clone());
+        let bridge = net.config.bridge();
         tokio::spawn(async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                () = routes::follow(nodes, own, range) => {}
+                ((), (), ()) = futures::future::join3(
+                    routes::follow(nodes, own, range),
+                    proxy::publish_own_ports(client, node, ports),
+                    firewalls::keep_open(bridge),
+                ) => {}
             }
         });
         net._feeds = Some(Feeds {
@@ -220,16 +246,26 @@ impl NodeNet {
         Ok(net)
     }
 
-    /// Starts all parts over caches that the caller fills.
+    /// Starts all parts over caches that the caller fills. The proxy sends no events.
     pub async fn start_with(
         config: NodeNetConfig,
         services: Cache<Service>,
         slices: Cache<EndpointSlice>,
+        nodes: Cache<Node>,
+    ) -> Result<Self, NodeNetError> {
+        Self::launch(config, (services, slices, nodes), Recorder::silent()).await
+    }
+
+    async fn launch(
+        config: NodeNetConfig,
+        (services, slices, nodes): (Cache<Service>, Cache<EndpointSlice>, Cache<Node>),
+        recorder: Recorder,
     ) -> Result<Self, NodeNetError> {
         blocking(preflight::check).await?;
         let settings = config.bridge();
         let bridge = blocking(move || Bridge::start(settings)).await?;
-        let proxy = Proxy::start(config.proxy(), services.clone(), slices.clone())?;
+        let settings = ProxyConfig { recorder, ..config.proxy() };
+        let proxy = Proxy::start(settings, services.clone(), slices.clone(), nodes)?;
         let dns = match config.dns_ip {
             Some(address) => {
                 let on = bridge.clone();

@@ -23,6 +23,9 @@ use crate::{
 /// Age of resource metrics, as with metrics-server.
 const METRICS_AGE: Duration = Duration::from_secs(15);
 
+/// The controller of the addon [`Addon::ServiceLb`].
+const SERVICE_LB: &str = "service-lb-controller";
+
 impl ClusterBuilder {
     /// Leaves out a part of the cluster, to be replaced by another. Default: all are there.
     pub fn disable(mut self, addon: Addon) -> Self {
@@ -261,7 +264,9 @@ impl ClusterBuilder {
         if config.node == Node::Local && runtime.is_none() {
             node::check(&paths)?;
         }
+        let balances = !settings.disable.contains(&Addon::ServiceLb);
         let selection = extensions.select(&settings.controllers)?;
+        let selection = if balances { selection.with(SERVICE_LB) } else { selection.without(SERVICE_LB) };
         let lock = Lock::take(&paths)?;
         let gateway = IpAddr::V4(ranges::nth(pods, 1));
         let advertise = settings.advertise_address.or_else(crate::network::own_address).unwrap_or(gateway);
@@ -292,6 +297,7 @@ impl ClusterBuilder {
                 .custom_metrics
                 .then(|| settings.autoscaling.options().sync_period.min(METRICS_AGE)),
             local_storage: Some(!settings.disable.contains(&Addon::LocalStorage)),
+            service_lb: Some(balances),
             authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };

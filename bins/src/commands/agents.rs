@@ -65,6 +65,8 @@ impl Ranges {
             dns: self.cluster_dns,
             domain: self.cluster_domain.clone(),
             state_dir: paths.network(),
+            // The defaults of the API server and the kubelet, which may be restarting.
+            reserved_ports: vec![6443, 10250],
             metrics: Registry::default(),
         }
     }

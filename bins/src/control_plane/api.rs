@@ -100,6 +100,8 @@ pub(crate) struct ApiConfig {
     pub(crate) custom_metrics: Option<Duration>,
     /// True: make the class `local-path`; false: remove it. `None`: leave it.
     pub(crate) local_storage: Option<bool>,
+    /// True: make what the load balancer of Services needs; false: remove it. `None`: leave it.
+    pub(crate) service_lb: Option<bool>,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -132,6 +134,7 @@ impl Default for ApiConfig {
             resource_metrics: None,
             custom_metrics: None,
             local_storage: None,
+            service_lb: None,
             warn_unenforced: true,
             limits: limits(),
         }
@@ -303,6 +306,12 @@ impl Api {
             None => Ok(()),
         };
         stored.map_err(ClusterError::of("make the class local-path"))?;
+        let balanced = match config.service_lb {
+            Some(true) => addons::service_lb(&admin).await,
+            Some(false) => addons::without_service_lb(&admin).await,
+            None => Ok(()),
+        };
+        balanced.map_err(ClusterError::of("prepare the load balancer of Services"))?;
         let client_cas = own.as_ref().map_or_else(|| self.pki.ca().to_owned(), |files| files.client_cas());
         front_proxy
             .publish(&admin, &client_cas)

@@ -115,6 +115,11 @@ impl NetworkNamespace {
         }
     }
 
+    /// Returns the id of the process that keeps it alive.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Returns a command that runs inside.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

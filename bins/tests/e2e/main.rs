@@ -21,6 +21,7 @@ mod harness;
 mod image_volumes;
 mod kubectl;
 mod limits;
+mod load_balancer;
 mod manifests;
 mod resize;
 mod restart;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         autoscaling::TESTS,
         envtest::TESTS,
         full_disk::TESTS,
+        load_balancer::TESTS,
         restart::TESTS,
         serving::TESTS,
         storage::TESTS,

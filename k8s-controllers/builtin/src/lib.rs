@@ -57,6 +57,7 @@ mod replicas;
 mod resource_claims;
 mod served;
 mod service_cidrs;
+mod service_lb;
 mod statefulset;
 mod token_secrets;
 mod trim;
@@ -65,6 +66,7 @@ mod volumes;
 
 pub use autoscaler::Autoscaling;
 pub use certificates::{Authority, AuthorityError, Signing};
+pub use service_lb::{CLASS as SERVICE_LB_CLASS, OWN_PORTS};
 pub use token_secrets::{Signer, TokenSigner};
 pub use trim::trimmed;
 
@@ -261,6 +263,8 @@ pub static ALL: &[BuiltIn] = &[
         "service-cidrs-controller",
         service_cidrs::start,
     ),
+    // Not part of upstream's controller manager, where it is a cloud's.
+    off("service-lb-controller", "service", "service-controller", service_lb::start),
     row("resourcequota-controller", "resourcequota", "resourcequota-controller", quota::start),
     row("disruption-controller", "disruption", "disruption-controller", disruption::start),
     row(

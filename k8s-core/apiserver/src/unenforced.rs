@@ -89,21 +89,11 @@ const FIELDS: &[(&str, Field)] = &[
     (
         "services",
         Field(
-            &["spec", "type"],
-            |v, _| v == "LoadBalancer",
-            "no load balancer is provided: the Service answers on its node port",
-        ),
-    ),
-    ("services", Field(&["spec", "healthCheckNodePort"], SET, "no health check is answered on the port")),
-    (
-        "services",
-        Field(
             &["spec", "externalIPs", "*"],
             |v, ranges| ranges.contain(v),
             "the address is in the cluster's own service or pod range: the Service is not answered on it",
         ),
     ),
-    ("services", Field(&["spec", "trafficDistribution"], SET, "endpoints are not preferred by their place")),
     (
         "persistentvolumeclaims",
         Field(&["spec", "dataSource"], SET, "volumes are not provisioned: the data source is not copied"),

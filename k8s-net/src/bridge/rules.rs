@@ -14,13 +14,22 @@ use crate::nft::{
     expr::{Is, Meta, REG, Side},
 };
 
-const ANY: SetSpec = SetSpec { name: "host-ports", key_length: 8, values: Values::Bytes(8), dynamic: false };
-const AT: SetSpec =
-    SetSpec { name: "host-ports-at", key_length: 12, values: Values::Bytes(8), dynamic: false };
+pub(crate) const HOST_PORTS: &str = "host-ports";
+pub(crate) const HOST_PORTS_AT: &str = "host-ports-at";
+
+/// protocol . port -> address . port: host ports on all addresses of the node
+const ANY: SetSpec = SetSpec { name: HOST_PORTS, key_length: 8, values: Values::Bytes(8), dynamic: false };
+/// address . protocol . port -> address . port: host ports on one address of the node
+const AT: SetSpec = SetSpec { name: HOST_PORTS_AT, key_length: 12, values: Values::Bytes(8), dynamic: false };
 const HAIRPIN: SetSpec = SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false };
 
 pub(super) fn table_name(config: &BridgeConfig) -> String {
-    format!("{}-pods", config.table)
+    table_beside(&config.table)
+}
+
+/// Returns the name of the pod table of a cluster whose service table is `services`.
+pub(crate) fn table_beside(services: &str) -> String {
+    format!("{services}-pods")
 }
 
 /// Builds the whole table from the allocations.
@@ -42,7 +51,8 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
     let any = Rule::new().shown(&[REG + 5]).meta(REG, Meta::Protocol).port(REG + 1);
     batch.rule("host-ports", &any.map(REG, ANY.name, REG + 4).redirect(REG + 4, REG + 5));
     for (chain, hook) in [("prerouting", PREROUTING), ("output", OUTPUT)] {
-        batch.chain(chain, Some(Hook { kind: "nat", hook, priority: DSTNAT }));
+        // Before services: a pod's host port is the node's own, as a listening program's is.
+        batch.chain(chain, Some(Hook { kind: "nat", hook, priority: DSTNAT - 1 }));
         let jump =
             Rule::new().local(Side::Destination, Is::Equal).verdict(&Verdict::Jump("host-ports".into()));
         batch.rule(chain, &jump);

@@ -15,6 +15,9 @@ pub(crate) const MASQUERADE_MARK: u32 = 0x4000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Drop,
+    Accept,
+    /// Goes on after the jump that led to this chain.
+    Return,
     Goto(String),
     Jump(String),
 }
@@ -23,6 +26,8 @@ impl Verdict {
     pub(crate) fn write(&self, m: &mut Messages) {
         let (code, chain): (i32, _) = match self {
             Verdict::Drop => (0, None),
+            Verdict::Accept => (1, None),
+            Verdict::Return => (-5, None),
             Verdict::Jump(chain) => (-3, Some(chain)),
             Verdict::Goto(chain) => (-4, Some(chain)),
         };
@@ -48,6 +53,7 @@ pub(crate) enum Meta {
     Mark = 3,
     InName = 6,
     OutName = 7,
+    Family = 15,
     Protocol = 16,
 }
 
@@ -103,6 +109,12 @@ impl Rule {
     /// register = the packet's source or destination address
     pub(crate) fn address(self, register: u32, side: Side) -> Self {
         self.payload(register, 1, if side == Side::Source { 12 } else { 16 }, 4)
+    }
+
+    /// register = the source address, but for the last bits of a prefix of this length
+    pub(crate) fn source_prefix(self, register: u32, length: u8) -> Self {
+        let mask = u32::MAX.checked_shl(32 - u32::from(length.min(32))).unwrap_or(0);
+        self.address(register, Side::Source).bitwise(register, mask.to_be_bytes(), [0; 4])
     }
 
     /// register = destination port

@@ -33,6 +33,12 @@ pub(super) const AFFINITY: &str = "affinity";
 pub(super) const REJECTED: &str = "rejected";
 /// protocol . node port without endpoints
 pub(super) const REJECTED_PORTS: &str = "rejected-ports";
+/// service . network . prefix length: clients that load balancer addresses are open for
+pub(super) const SOURCES: &str = "sources";
+/// protocol . port of the node itself, on all of its addresses
+pub(super) const OWN: &str = "own-ports";
+/// address . protocol . port of the node itself
+pub(super) const OWN_AT: &str = "own-ports-at";
 /// endpoint . endpoint: connections of a pod to itself
 pub(super) const HAIRPIN: &str = "hairpin";
 
@@ -42,13 +48,16 @@ const fn set(name: &'static str, key_length: u32, values: Values) -> SetSpec {
     SetSpec { name, key_length, values, dynamic: false }
 }
 
-const SETS: [SetSpec; 12] = [
+const SETS: [SetSpec; 15] = [
     set(FRONTS, 16, Values::Bytes(16)),
     set(BACKENDS, 8, Values::Bytes(16)),
     set(MEMBERS, 16, Values::None),
     SetSpec { name: AFFINITY, key_length: 8, values: Values::Bytes(12), dynamic: true },
     set(REJECTED, 12, Values::None),
     set(REJECTED_PORTS, 8, Values::None),
+    set(SOURCES, 12, Values::None),
+    set(OWN, 8, Values::None),
+    set(OWN_AT, 12, Values::None),
     set(HAIRPIN, 8, Values::None),
     set(CLASSES[0], 4, Values::Verdicts),
     set(CLASSES[1], 4, Values::Verdicts),
@@ -68,6 +77,9 @@ pub(super) struct Class {
     pub(super) endpoints: u32,
     pub(super) affinity_ms: Option<u64>,
     pub(super) masquerade: bool,
+    /// Lengths of the prefixes from which clients may connect, one bit each; others are dropped. `None`: from
+    /// everywhere.
+    pub(super) prefixes: Option<u64>,
 }
 
 /// Encodes the zone as the first word of a key.
@@ -124,8 +136,17 @@ pub(super) fn skeleton(batch: &mut Batch, cluster_cidr: Option<Ipv4Net>, service
         [("inside", Zone::Inside, Zone::InsidePort), ("outside", Zone::Outside, Zone::OutsidePort)]
     {
         for _ in 0..TRIES {
-            batch.rule(chain, &to_class(Rule::new(), address));
             batch.rule(chain, &to_class(Rule::new().local(Side::Destination, Is::Equal), port));
+        }
+        // No service takes a port from the node, or a node port from another service.
+        for ports in [OWN, REJECTED_PORTS] {
+            let own = Rule::new().local(Side::Destination, Is::Equal).meta(REG, Meta::Protocol).port(REG + 1);
+            batch.rule(chain, &own.in_set(REG, ports).verdict(&Verdict::Return));
+        }
+        let own = Rule::new().address(REG, Side::Destination).meta(REG + 1, Meta::Protocol).port(REG + 2);
+        batch.rule(chain, &own.in_set(REG, OWN_AT).verdict(&Verdict::Return));
+        for _ in 0..TRIES {
+            batch.rule(chain, &to_class(Rule::new(), address));
         }
     }
 
@@ -163,58 +184,76 @@ fn refuse(batch: &mut Batch, chain: &str, condition: impl Fn() -> Rule) {
     batch.rule(chain, &condition().reject());
 }
 
-/// Adds the chain of a class for a zone and the map element that jumps to it.
-pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class) {
-    let chain = format!("zone-{}-class-{id}", zone as u32);
+fn class_chain(zone: Zone, id: u32) -> String {
+    format!("zone-{}-class-{id}", zone as u32)
+}
+
+/// Looks the packet up in `fronts` again. Registers from the fifth on: 0, class, pool, service.
+fn found(zone: Zone, shown: &[u32]) -> Rule {
+    front_key(Rule::new().shown(&[REG + 6, REG + 7, REG + 9]).shown(shown), zone).map(REG, FRONTS, REG + 4)
+}
+
+/// Adds the chain of a class for a zone and the map element that jumps to it. `open` is the number of the
+/// same class without restriction of its clients, which has a chain already; unused if this one has none.
+pub(super) fn add_class(batch: &mut Batch, zone: Zone, id: u32, class: Class, open: u32) {
+    let chain = class_chain(zone, id);
     batch.chain(&chain, None);
-    if class.endpoints == 0 {
-        batch.rule(&chain, &Rule::new().verdict(&Verdict::Drop));
-    } else {
-        if class.masquerade {
-            batch.rule(&chain, &Rule::new().mark_masquerade());
-        }
-        // 4: 0, 5: class, 6: pool, 7: service
-        let found = |shown: &[u32]| {
-            front_key(Rule::new().shown(&[REG + 6, REG + 7, REG + 9]).shown(shown), zone).map(
-                REG,
-                FRONTS,
-                REG + 4,
-            )
-        };
-        match class.affinity_ms {
-            None => {
-                // 6: pool, 7: number -> 8: address, 9: port
-                let rule = found(&[]).random(REG + 7, class.endpoints).map(REG + 6, BACKENDS, REG + 8);
-                batch.rule(&chain, &rule.redirect(REG + 8, REG + 9));
+    match class.prefixes {
+        None => choose(batch, &chain, zone, class),
+        Some(prefixes) => {
+            for length in (0..=32u8).filter(|length| prefixes & (1 << length) != 0) {
+                // 7: service, 8: network, 9: length
+                let key = found(zone, &[]).source_prefix(REG + 8, length).load(REG + 9, &[0, 0, 0, length]);
+                let goto = Verdict::Goto(class_chain(zone, open));
+                batch.rule(&chain, &key.in_set(REG + 7, SOURCES).verdict(&goto));
             }
-            Some(timeout) => {
-                // 7: service, 8: client -> 12: 0, 13: address, 14: port; 11: pool, still a member?
-                let known = found(&[REG + 11, REG + 13, REG + 14])
-                    .address(REG + 8, Side::Source)
-                    .map(REG, FRONTS, REG + 9)
-                    .map(REG + 7, AFFINITY, REG + 12)
-                    .load(REG + 12, &[0; 4])
-                    .in_set(REG + 11, MEMBERS)
-                    .remember(AFFINITY, REG + 7, REG + 12, timeout);
-                batch.rule(&chain, &known.redirect(REG + 13, REG + 14));
-                // 6: pool, 7: number -> 9: 0, 10: address, 11: port; 3: service, 4: client. A stale affinity
-                // entry is deleted first: it would keep its old value.
-                let fresh = found(&[REG + 10, REG + 11])
-                    .map(REG, FRONTS, REG)
-                    .address(REG + 4, Side::Source)
-                    .random(REG + 7, class.endpoints)
-                    .map(REG + 6, BACKENDS, REG + 8)
-                    .load(REG + 9, &[0; 4])
-                    .forget(AFFINITY, REG + 3, REG + 9)
-                    .remember(AFFINITY, REG + 3, REG + 9, timeout);
-                batch.rule(&chain, &fresh.redirect(REG + 10, REG + 11));
-            }
+            batch.rule(&chain, &Rule::new().verdict(&Verdict::Drop));
         }
-        // The service may have changed to fewer endpoints since this chain was selected. Number 0 exists in
-        // every pool.
-        let first = found(&[]).load(REG + 7, &[0; 4]).map(REG + 6, BACKENDS, REG + 8);
-        batch.rule(&chain, &first.redirect(REG + 8, REG + 9));
     }
     let key = id.to_ne_bytes().to_vec();
     batch.add(CLASSES[zone as usize], &[(key, Value::Verdict(Verdict::Goto(chain)))]);
+}
+
+/// Adds the rules that choose an endpoint.
+fn choose(batch: &mut Batch, chain: &str, zone: Zone, class: Class) {
+    if class.endpoints == 0 {
+        batch.rule(chain, &Rule::new().verdict(&Verdict::Drop));
+        return;
+    }
+    if class.masquerade {
+        batch.rule(chain, &Rule::new().mark_masquerade());
+    }
+    match class.affinity_ms {
+        None => {
+            // 6: pool, 7: number -> 8: address, 9: port
+            let rule = found(zone, &[]).random(REG + 7, class.endpoints).map(REG + 6, BACKENDS, REG + 8);
+            batch.rule(chain, &rule.redirect(REG + 8, REG + 9));
+        }
+        Some(timeout) => {
+            // 7: service, 8: client -> 12: 0, 13: address, 14: port; 11: pool, still a member?
+            let known = found(zone, &[REG + 11, REG + 13, REG + 14])
+                .address(REG + 8, Side::Source)
+                .map(REG, FRONTS, REG + 9)
+                .map(REG + 7, AFFINITY, REG + 12)
+                .load(REG + 12, &[0; 4])
+                .in_set(REG + 11, MEMBERS)
+                .remember(AFFINITY, REG + 7, REG + 12, timeout);
+            batch.rule(chain, &known.redirect(REG + 13, REG + 14));
+            // 6: pool, 7: number -> 9: 0, 10: address, 11: port; 3: service, 4: client. A stale affinity
+            // entry is deleted first: it would keep its old value.
+            let fresh = found(zone, &[REG + 10, REG + 11])
+                .map(REG, FRONTS, REG)
+                .address(REG + 4, Side::Source)
+                .random(REG + 7, class.endpoints)
+                .map(REG + 6, BACKENDS, REG + 8)
+                .load(REG + 9, &[0; 4])
+                .forget(AFFINITY, REG + 3, REG + 9)
+                .remember(AFFINITY, REG + 3, REG + 9, timeout);
+            batch.rule(chain, &fresh.redirect(REG + 10, REG + 11));
+        }
+    }
+    // The service may have changed to fewer endpoints since this chain was selected. Number 0 exists in every
+    // pool.
+    let first = found(zone, &[]).load(REG + 7, &[0; 4]).map(REG + 6, BACKENDS, REG + 8);
+    batch.rule(chain, &first.redirect(REG + 8, REG + 9));
 }

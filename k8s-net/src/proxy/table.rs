@@ -5,7 +5,7 @@
 //! ([`Table::collect`]).
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use std::{
 use k8s_core::meta::ObjectKey;
 
 use super::{
+    own_ports::PortUse,
     plan::{Backend, PortPlan, Reach, Zone},
     rules::{self, Class},
 };
@@ -25,16 +26,47 @@ pub(super) const REST: Duration = Duration::from_secs(1);
 
 type Elements = BTreeMap<(&'static str, Vec<u8>), Value>;
 
+/// Zone, address, protocol and port at which one service is reached.
+type Place = (Zone, Ipv4Addr, u8, u16);
+
+/// Endpoints of a port.
+#[derive(Debug)]
+struct Pool {
+    number: u32,
+    /// Clients stay with their endpoint.
+    affine: bool,
+    backends: Box<[Backend]>,
+}
+
 #[derive(Debug, Default)]
 struct Installed {
-    /// By port name, protocol and reach: number and content of the pool.
-    pools: BTreeMap<(String, u8, Reach), (u32, Vec<Backend>)>,
+    /// By port name, protocol and reach.
+    pools: BTreeMap<(String, u8, Reach), Pool>,
     /// By port name and protocol: stable while endpoints change, because affinity entries refer to it.
     ids: BTreeMap<(String, u8), u32>,
+    /// Where the service is reached, or refused while it has no endpoints.
+    places: Vec<Place>,
     /// Elements of the maps that packets look up first.
     shown: Elements,
-    /// Elements of `backends`, `members` and `hairpin`.
-    kept: Elements,
+}
+
+impl Installed {
+    /// Returns the elements of `backends` and `members`. Computed, because they are most of a service's memory.
+    fn kept(&self) -> Elements {
+        let mut kept = Elements::new();
+        for Pool { number: pool, affine, backends } in self.pools.values() {
+            for (number, backend) in (0u32..).zip(backends) {
+                let slot = [pool.to_ne_bytes(), number.to_ne_bytes()].concat();
+                let twice = [endpoint(backend), endpoint(backend)].concat();
+                kept.insert((rules::BACKENDS, slot), Value::Bytes(twice));
+                if *affine {
+                    let member = [&pool.to_ne_bytes()[..], &[0; 4], &endpoint(backend)].concat();
+                    kept.insert((rules::MEMBERS, member), Value::None);
+                }
+            }
+        }
+        kept
+    }
 }
 
 /// The table's content after the last transaction.
@@ -44,14 +76,26 @@ pub(super) struct Table {
     cluster_cidr: Option<Ipv4Net>,
     service_cidr: Option<Ipv4Net>,
     services: HashMap<ObjectKey, Installed>,
-    owners: HashMap<(&'static str, Vec<u8>), ObjectKey>,
+    owners: HashMap<Place, ObjectKey>,
     /// Services that want an address or port which another service holds.
     contested: HashSet<ObjectKey>,
-    hairpins: HashMap<Ipv4Addr, usize>,
+    hairpins: HashMap<Ipv4Addr, u32>,
     classes: HashMap<Class, u32>,
     reachable: HashSet<(Zone, u32)>,
     garbage: VecDeque<(Instant, Elements)>,
+    /// Ports of the node itself.
+    own: BTreeSet<PortUse>,
     next_id: u32,
+}
+
+/// An address and port of a service that another service holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Contest {
+    pub(super) service: ObjectKey,
+    pub(super) holder: ObjectKey,
+    pub(super) address: Ipv4Addr,
+    pub(super) protocol: u8,
+    pub(super) port: u16,
 }
 
 fn word(port: u16) -> [u8; 4] {
@@ -76,6 +120,7 @@ impl Table {
             classes: HashMap::new(),
             reachable: HashSet::new(),
             garbage: VecDeque::new(),
+            own: BTreeSet::new(),
             next_id: 0,
         }
     }
@@ -83,10 +128,29 @@ impl Table {
     /// Starts a batch that recreates the table; call [`Table::change`] for all services next.
     pub(super) fn rebuild(&mut self) -> Batch {
         let (name, pods, services) = (self.name.clone(), self.cluster_cidr, self.service_cidr);
+        let own = std::mem::take(&mut self.own);
         *self = Table::new(&name, pods, services);
         let mut batch = Batch::new(&self.name);
         rules::skeleton(&mut batch, pods, services);
+        self.set_own(&mut batch, &own);
         batch
+    }
+
+    /// Adds the changes that make `ports` the ports of the node itself.
+    pub(super) fn set_own(&mut self, batch: &mut Batch, ports: &BTreeSet<PortUse>) {
+        let elements = |ports: &mut dyn Iterator<Item = &PortUse>| -> Elements {
+            ports.map(|port| (own_key(port), Value::None)).collect()
+        };
+        let gone = elements(&mut self.own.difference(ports));
+        emit(batch, &gone, |batch, set, elements| batch.remove(set, elements));
+        let new = elements(&mut ports.difference(&self.own));
+        emit(batch, &new, |batch, set, elements| batch.add(set, elements));
+        self.own.clone_from(ports);
+    }
+
+    /// Returns the ports of the node itself.
+    pub(super) fn own(&self) -> &BTreeSet<PortUse> {
+        &self.own
     }
 
     /// Starts a batch for incremental changes.
@@ -104,11 +168,6 @@ impl Table {
         self.contested.drain().collect()
     }
 
-    /// Returns true if a service waits for an address or port that another one holds.
-    pub(super) fn has_contested(&self) -> bool {
-        !self.contested.is_empty()
-    }
-
     /// Returns the time at which the oldest garbage may be removed.
     pub(super) fn next_collection(&self) -> Option<Instant> {
         self.garbage.front().map(|(since, _)| *since + REST)
@@ -121,14 +180,16 @@ impl Table {
         }
     }
 
-    /// Adds the changes that bring services to their plans; a plan without ports removes the service. Returns
-    /// the removed endpoints with their protocol.
+    /// Adds the changes that bring services to their plans; a plan without ports removes the service. Of two
+    /// services that want one address and port, the earlier one in `plans` gets it. Returns the removed
+    /// endpoints with their protocol, and the external addresses that a service did not get.
     pub(super) fn change(
         &mut self,
         batch: &mut Batch,
         plans: Vec<(ObjectKey, Vec<PortPlan>)>,
         now: Instant,
-    ) -> Vec<(u8, Backend)> {
+    ) -> (Vec<(u8, Backend)>, Vec<Contest>) {
+        let mut contests = Vec::new();
         let (mut add, mut remove, mut garbage) = (Elements::new(), Elements::new(), Elements::new());
         let mut left = Vec::new();
         // Removals come first, so that another service of the same batch can take a freed address.
@@ -136,16 +197,14 @@ impl Table {
             .into_iter()
             .map(|(key, ports)| {
                 let old = self.services.remove(&key).unwrap_or_default();
-                for element in old.shown.keys() {
-                    if self.owners.get(element) == Some(&key) {
-                        self.owners.remove(element);
-                    }
+                for place in &old.places {
+                    self.owners.remove(place);
                 }
                 (key, ports, old)
             })
             .collect();
         for (key, ports, old) in plans {
-            let new = self.install(batch, &key, &ports, &old);
+            let new = self.install(batch, &key, &ports, &old, &mut contests);
             for (element, value) in &old.shown {
                 if new.shown.get(element) != Some(value) {
                     remove.insert(element.clone(), value.clone());
@@ -156,13 +215,16 @@ impl Table {
                     add.insert(element.clone(), value.clone());
                 }
             }
-            garbage.extend(difference(&old.kept, &new.kept));
-            let wanted = difference(&new.kept, &old.kept);
+            let (before, after) = (old.kept(), new.kept());
+            garbage.extend(difference(&before, &after));
+            let wanted = difference(&after, &before);
             self.keep(&old, &wanted);
             add.extend(wanted);
-            for (slot, (_, backends)) in &old.pools {
-                let now_there = new.pools.get(slot).map(|(_, b)| &b[..]).unwrap_or_default();
-                left.extend(backends.iter().filter(|b| !now_there.contains(b)).map(|b| (slot.1, *b)));
+            for (slot, pool) in &old.pools {
+                // Sorted.
+                let now_there = new.pools.get(slot).map(|pool| &pool.backends[..]).unwrap_or_default();
+                let gone = pool.backends.iter().filter(|b| now_there.binary_search(b).is_err());
+                left.extend(gone.map(|b| (slot.1, *b)));
             }
             self.count_hairpins(&old, &new, &mut add, &mut remove);
             if !ports.is_empty() {
@@ -181,7 +243,7 @@ impl Table {
         if !garbage.is_empty() {
             self.garbage.push_back((now, garbage));
         }
-        left
+        (left, contests)
     }
 
     fn install(
@@ -190,27 +252,56 @@ impl Table {
         key: &ObjectKey,
         ports: &[PortPlan],
         old: &Installed,
+        contests: &mut Vec<Contest>,
     ) -> Installed {
         let mut new = Installed::default();
         for port in ports {
             let name = (port.name.clone(), port.protocol);
             let id = old.ids.get(&name).copied().unwrap_or_else(|| self.id());
             for front in &port.fronts {
+                let place = (front.zone, front.address, port.protocol, front.port);
+                if let Some(holder) = self.owners.get(&place).filter(|owner| *owner != key) {
+                    self.contested.insert(key.clone());
+                    if front.zone == Zone::Outside {
+                        contests.push(Contest {
+                            service: key.clone(),
+                            holder: holder.clone(),
+                            address: front.address,
+                            protocol: port.protocol,
+                            port: front.port,
+                        });
+                    }
+                    continue;
+                }
+                self.owners.insert(place, key.clone());
+                new.places.push(place);
                 let backends = port.backends(front.reach);
                 let (element, value) = if backends.is_empty() && front.reach == Reach::Cluster {
                     (reject_key(front.zone, front.address, port.protocol, front.port), Value::None)
                 } else {
                     let slot = (port.name.clone(), port.protocol, front.reach);
                     let pool = match (new.pools.get(&slot), old.pools.get(&slot)) {
-                        (Some((pool, _)), _) => *pool,
-                        (None, Some((pool, had))) if had == backends => *pool,
+                        (Some(pool), _) => pool.number,
+                        (None, Some(pool)) if *pool.backends == *backends => pool.number,
                         (None, _) => self.id(),
                     };
-                    new.pools.entry(slot).or_insert_with(|| (pool, backends.to_vec()));
+                    let affine = port.affinity_ms.is_some();
+                    new.pools.entry(slot).or_insert_with(|| Pool {
+                        number: pool,
+                        affine,
+                        backends: backends.into(),
+                    });
+                    let sources = front.sources(port).filter(|_| !backends.is_empty());
+                    for network in sources.unwrap_or_default() {
+                        let octets = network.network().octets();
+                        let key = [id.to_ne_bytes(), octets, [0, 0, 0, network.prefix_len()]].concat();
+                        new.shown.insert((rules::SOURCES, key), Value::None);
+                    }
                     let class = Class {
                         endpoints: u32::try_from(backends.len()).unwrap_or(u32::MAX),
                         affinity_ms: port.affinity_ms,
                         masquerade: front.masquerade,
+                        prefixes: sources.map(|s| s.iter().fold(0, |bits, n| bits | 1 << n.prefix_len())),
                     };
                     let class = self.class(batch, front.zone, class);
                     let key = [
@@ -222,28 +313,9 @@ impl Table {
                     let value = [0, class, pool, id].map(u32::to_ne_bytes).concat();
                     ((rules::FRONTS, key.concat()), Value::Bytes(value))
                 };
-                if self.owners.get(&element).is_some_and(|owner| owner != key) {
-                    self.contested.insert(key.clone());
-                    continue;
-                }
-                self.owners.insert(element.clone(), key.clone());
                 new.shown.insert(element, value);
             }
             new.ids.insert(name, id);
-            let reaches = [Reach::Cluster, Reach::Local];
-            for (pool, backends) in
-                reaches.iter().filter_map(|r| new.pools.get(&(port.name.clone(), port.protocol, *r)))
-            {
-                for (number, backend) in (0u32..).zip(backends) {
-                    let slot = [pool.to_ne_bytes(), number.to_ne_bytes()].concat();
-                    let twice = [endpoint(backend), endpoint(backend)].concat();
-                    new.kept.insert((rules::BACKENDS, slot), Value::Bytes(twice));
-                    if port.affinity_ms.is_some() {
-                        let member = [&pool.to_ne_bytes()[..], &[0; 4], &endpoint(backend)].concat();
-                        new.kept.insert((rules::MEMBERS, member), Value::None);
-                    }
-                }
-            }
         }
         new
     }
@@ -251,7 +323,7 @@ impl Table {
     /// Takes elements that a service wants again out of the garbage: those of a pool that it kept, whose
     /// affinity was off for less than [`REST`].
     fn keep(&mut self, old: &Installed, wanted: &Elements) {
-        let kept: Vec<[u8; 4]> = old.pools.values().map(|(pool, _)| pool.to_ne_bytes()).collect();
+        let kept: Vec<[u8; 4]> = old.pools.values().map(|pool| pool.number.to_ne_bytes()).collect();
         for element in wanted.keys().filter(|(_, key)| kept.iter().any(|pool| key.starts_with(pool))) {
             for (_, elements) in &mut self.garbage {
                 elements.remove(element);
@@ -268,8 +340,10 @@ impl Table {
                 id
             }
         };
+        // The chain that a restricted one leads to comes first.
+        let open = class.prefixes.map(|_| self.class(batch, zone, Class { prefixes: None, ..class }));
         if self.reachable.insert((zone, id)) {
-            rules::add_class(batch, zone, id, class);
+            rules::add_class(batch, zone, id, class, open.unwrap_or_default());
         }
         id
     }
@@ -282,7 +356,7 @@ impl Table {
         remove: &mut Elements,
     ) {
         let addresses = |installed: &Installed| -> HashSet<Ipv4Addr> {
-            installed.pools.values().flat_map(|(_, backends)| backends.iter().map(|b| b.address)).collect()
+            installed.pools.values().flat_map(|pool| pool.backends.iter().map(|b| b.address)).collect()
         };
         let (before, after) = (addresses(old), addresses(new));
         for address in after.difference(&before) {
@@ -307,6 +381,14 @@ impl Table {
 
 fn hairpin(address: Ipv4Addr) -> (&'static str, Vec<u8>) {
     (rules::HAIRPIN, [address.octets(), address.octets()].concat())
+}
+
+fn own_key(port: &PortUse) -> (&'static str, Vec<u8>) {
+    let tail = [[port.protocol, 0, 0, 0], word(port.port)].concat();
+    match port.address {
+        None => (rules::OWN, tail),
+        Some(address) => (rules::OWN_AT, [&address.octets()[..], &tail].concat()),
+    }
 }
 
 fn reject_key(zone: Zone, address: Ipv4Addr, protocol: u8, port: u16) -> (&'static str, Vec<u8>) {
@@ -362,11 +444,13 @@ mod tests {
             port,
             reach: Reach::Cluster,
             masquerade: false,
+            limited: false,
         };
         PortPlan {
             name: format!("p{port}"),
             protocol: 6,
             affinity_ms: affinity.then_some(1000),
+            sources: None,
             local: all.clone(),
             all,
             fronts: vec![front],
@@ -389,10 +473,10 @@ mod tests {
                 let ports = (1..=ports).filter(|_| backends != 15).map(|n| plan(backends, affinity, n));
                 table.change(&mut batch, vec![(key, ports.collect())], now);
                 let mut seen = HashSet::new();
-                let garbage = table.garbage.iter().flat_map(|(_, elements)| elements.keys());
-                let kept = table.services.values().flat_map(|installed| installed.kept.keys());
+                let garbage = table.garbage.iter().flat_map(|(_, elements)| elements.keys().cloned());
+                let kept = table.services.values().flat_map(|installed| installed.kept().into_keys());
                 for element in garbage.chain(kept) {
-                    prop_assert!(seen.insert(element), "{element:?} is there twice");
+                    prop_assert!(seen.insert(element.clone()), "{element:?} is there twice");
                 }
             }
         }

@@ -249,6 +249,14 @@ async fn reach(client: &Client, running: &[Pod], report: &mut Report) -> Result<
     let port = spec.ports.iter().flatten().find_map(|p| p.node_port).unwrap_or_default();
     reach_all(&format!("127.0.0.1:{port}"), &names).await?;
     report.done(&format!("all 3 reached from the host through node port {port}"));
+    report.begin("reaching the load balancer's address");
+    let external = until(client, "the load balancer's address", || async {
+        let service = client.namespaced::<Service>("demo").get("web").await.ok()?;
+        service.status?.load_balancer?.ingress?.into_iter().next()?.ip
+    })
+    .await?;
+    reach_all(&format!("{external}:80"), &names).await?;
+    report.done(&format!("all 3 reached through the load balancer's address {external}"));
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod deployments;
 mod garbage;
 mod jobs;
 mod lab;
+mod load_balancers;
 mod node_ranges;
 mod provisioning;
 mod quotas;

@@ -9,6 +9,7 @@ mod daemons;
 mod devices;
 mod endpoints;
 mod jobs;
+mod load_balancers;
 mod nodes;
 mod owned;
 mod pods;

@@ -1,0 +1,126 @@
+//! Pods, the node and the outside.
+
+use super::*;
+
+#[test]
+fn pods_reach_each_other_and_the_outside_sees_the_node() {
+    let (host, outside, bridge, config) = node("pods");
+    let (a, b) = (Ns::new(), Ns::new());
+    let address_a = attach(&host, &bridge, attachment("a", &a));
+    let before = Instant::now();
+    let mut pod_b = attachment("b", &b);
+    pod_b.host_ports =
+        vec![HostPort { protocol: "TCP".into(), host_ip: None, host_port: 8081, container_port: 80 }];
+    let address_b = attach(&host, &bridge, pod_b.clone());
+    eprintln!("attach took {:?}", before.elapsed());
+    assert_eq!(attach(&host, &bridge, pod_b.clone()), address_b, "attach is idempotent");
+    b.serve("b", 80);
+    outside.serve("outside", 80);
+    assert_eq!(a.get(&format!("{address_b}:80")).expect("pod to pod"), format!("b {address_a}"));
+    assert_eq!(host.get(&format!("{address_b}:80")).expect("node to pod"), "b 10.42.0.1");
+    assert_eq!(a.get("192.0.2.1:80").expect("pod to outside"), "outside 192.0.2.2");
+    assert_eq!(outside.get("192.0.2.2:8081").expect("host port"), "b 192.0.2.1");
+    assert_eq!(host.get("127.0.0.1:8081").expect("host port on loopback"), "b 10.42.0.1");
+    assert_eq!(b.get("192.0.2.2:8081").expect("host port to oneself"), "b 10.42.0.1");
+    // A restart of the node agent: addresses stay and connections continue.
+    let again = config.clone();
+    let bridge = host.run(move || Bridge::start(again).expect("takes over"));
+    assert_eq!(attach(&host, &bridge, pod_b.clone()), address_b);
+    assert_eq!(a.get(&format!("{address_b}:80")).expect("pod to pod"), format!("b {address_a}"));
+    let gone = bridge.clone();
+    host.run(move || {
+        runtime().block_on(async {
+            gone.detach(&pod_b).await.expect("detaches");
+            gone.detach(&pod_b).await.expect("detaches again");
+            gone.retain(&[]).await.expect("frees the rest");
+        });
+    });
+    assert!(a.get(&format!("{address_b}:80")).is_err());
+    finish(&host, config);
+}
+
+#[test]
+fn nothing_for_the_cluster_leaves_by_the_default_route() {
+    let (host, outside, _bridge, config) = node("leak");
+    // The outside is the default gateway and would receive every packet that leaks.
+    let count = || {
+        std::fs::read_to_string("/proc/thread-self/net/dev").expect("reads").lines().find_map(|line| {
+            let (name, rest) = line.split_once(':')?;
+            (name.trim() == "eth0").then(|| rest.split_whitespace().nth(1)?.parse::<u64>().ok())?
+        })
+    };
+    let send = |target: &'static str| {
+        host.run(move || {
+            let socket = UdpSocket::bind("0.0.0.0:0").expect("binds");
+            (0..20).filter(|_| socket.send_to(b"leak?", target).is_ok()).count()
+        })
+    };
+    let end = Instant::now() + WAIT;
+    let mut first = Some(0);
+    // ARP comes first; packets that are queued for it may be dropped.
+    while first < Some(20) && Instant::now() < end {
+        send("198.51.100.1:9");
+        std::thread::sleep(Duration::from_millis(50));
+        first = outside.run(count);
+    }
+    let first = first.expect("counts");
+    assert!(first >= 20, "the counter counts: {first}");
+    // Another cluster with the same CIDRs is refused, and its cleanup removes nothing of this one.
+    let other = BridgeConfig { table: "other".into(), bridge: "hk-other".into(), ..config.clone() };
+    host.run(move || {
+        assert!(matches!(Bridge::start(other.clone()), Err(bridge::BridgeError::RangeInUse { .. })));
+        let routes = |r: &mut Rtnl| r.routes().expect("lists").len();
+        let mut rtnl = Rtnl::open().expect("rtnetlink");
+        let before = routes(&mut rtnl);
+        bridge::cleanup(&BridgeConfig { state_dir: other.state_dir.join("other"), ..other })
+            .expect("cleans up");
+        assert_eq!(routes(&mut rtnl), before);
+    });
+    for target in ["10.43.0.99:80", "10.43.255.1:53", "10.42.0.77:80", "10.42.9.9:80", "10.42.255.255:80"] {
+        send(target);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    let after = outside.run(count).expect("counts");
+    assert!(after <= first + 2, "packets left the machine: {first} then {after}");
+    finish(&host, config);
+}
+
+/// Clusters of two distributions on one machine, whose data directories have the same hash: one is removed.
+#[test]
+fn two_programs_share_no_table() {
+    let (host, _outside, bridge, config) = node("two");
+    let of = |program: &str, third: u8| NodeNetConfig {
+        program: program.into(),
+        name: "two".into(),
+        pod_cidr: cidr(&format!("10.{third}.0.0/24")),
+        cluster_cidr: cidr(&format!("10.{third}.0.0/16")),
+        service_cidr: cidr(&format!("10.{}.0.0/16", third + 1)),
+        state_dir: config.state_dir.join(program),
+        ..NodeNetConfig::default()
+    };
+    let (own, shop) = (of("hyperkube", 42), of("shopkube", 52));
+    assert_eq!((own.table(), shop.table()), (config.table.clone(), "shopkube-two".to_owned()));
+    let world = World::start(&host, "two");
+    let left = host.run(move || {
+        // The link's name has no room for the program's.
+        let second = BridgeConfig { bridge: "hk-second".into(), ..shop.bridge() };
+        Bridge::start(second.clone()).expect("starts beside the other");
+        let mut nft = Nft::open().expect("nf_tables");
+        let mut tables = move || {
+            ["hyperkube-two", "hyperkube-two-pods", "shopkube-two", "shopkube-two-pods"]
+                .map(|table| nft.has_table(table).expect("asks"))
+        };
+        assert_eq!(tables(), [true, true, false, true]);
+        proxy::cleanup(&second.table).expect("removes rules");
+        bridge::cleanup(&second).expect("removes bridge");
+        assert_eq!(tables(), [true, true, false, false]);
+        crate::node::remove_tables(&shop).expect("idempotent");
+        tables()
+    });
+    assert_eq!(left, [true, true, false, false]);
+    // The first cluster still works.
+    let pod = Ns::new();
+    attach(&host, &bridge, attachment("a", &pod));
+    world.stop();
+    finish(&host, config);
+}
