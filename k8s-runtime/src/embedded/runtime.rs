@@ -28,7 +28,7 @@ use crate::{
         Requests, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus,
         Stream,
     },
-    beneath,
+    beneath::{self, DiskUsage},
     images::ResolvedImage,
 };
 
@@ -497,6 +497,17 @@ impl Runtime for Embedded {
     async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
         let cgroup = self.model.with_container(id, |_, c| c.record.cgroup.clone())?;
         self.cgroups.stats(&cgroup).map_err(RuntimeError::io(format!("statistics of container {id}")))
+    }
+
+    async fn disk_usage(&self, id: &ContainerId, enough: u64) -> Result<DiskUsage, RuntimeError> {
+        let sandbox = self.model.with_container(id, |s, _| s.record.id.clone())?;
+        let upper = self.config.sandbox(&sandbox).join("c").join(&id.0).join("upper");
+        let measured = blocking(move || match beneath::usage(&upper, enough) {
+            // The root filesystem is not made yet.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(DiskUsage::default()),
+            other => other,
+        });
+        measured.await.map_err(RuntimeError::io(format!("disk usage of container {id}")))
     }
 
     fn version(&self) -> String {
