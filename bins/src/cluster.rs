@@ -66,7 +66,7 @@ pub struct ClusterConfig {
     pub(crate) node_name: Option<String>,
     /// Port of the kubelet's API on this machine; 0: no socket.
     pub(crate) kubelet_port: u16,
-    /// When pods are evicted on this machine.
+    /// Thresholds of eviction on this machine.
     pub(crate) eviction: Eviction,
     /// Serve the API over TLS on the settings' address.
     pub(crate) listens: bool,

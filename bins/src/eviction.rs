@@ -11,11 +11,11 @@ use crate::error::ClusterError;
 /// alone would evict every pod on a developer's machine with 40 GB free on a disk of 512 GB.
 const DISK_CAP: i64 = 1 << 30;
 
-/// When pods are evicted.
+/// Thresholds of eviction.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct EvictionFlags {
-    /// Thresholds at which pods are evicted at once, comma-separated (`memory.available<100Mi,nodefs.available<10%`).
-    /// Empty: none.
+    /// Thresholds at which pods are evicted at once (`memory.available<100Mi,nodefs.available<10%`). Empty:
+    /// none.
     #[arg(long, value_delimiter = ',', num_args = 1)]
     eviction_hard: Option<Vec<String>>,
     /// Thresholds at which pods are evicted after a grace period (`memory.available<1Gi`).
@@ -66,7 +66,8 @@ impl EvictionFlags {
         self.eviction(None)
     }
 
-    /// Parses the thresholds of a whole cluster's node. By default it keeps no more than 1 GiB of a disk free.
+    /// Parses the thresholds of a whole cluster's node. The default is upstream's with at most 1 GiB of each
+    /// disk.
     ///
     /// # Errors
     /// A flag is invalid.

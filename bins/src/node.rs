@@ -44,7 +44,7 @@ pub struct NodeConfig {
     pub api: Option<(std::net::SocketAddr, k8s_tls::ServerTls)>,
     /// Sysctls beside the safe ones that pods may set.
     pub allowed_unsafe_sysctls: Vec<String>,
-    /// When pods are evicted.
+    /// Thresholds of eviction.
     pub eviction: Eviction,
     /// Registry of the kubelet's metrics.
     pub metrics: Registry,

@@ -212,8 +212,8 @@ impl ClusterBuilder {
         self.base.kubelet_port = port;
         self
     }
-    /// When pods are evicted on this machine. Default: upstream's hard thresholds, but no more than 1 GiB of a
-    /// disk is kept free. Limits of local storage count with any.
+    /// Thresholds of eviction on this machine. Default: upstream's hard thresholds, with at most 1 GiB of
+    /// each disk. Limits of local storage count with any.
     ///
     /// ```
     /// let builder = hyperkube::Cluster::builder().eviction(hyperkube::Eviction::none());

@@ -54,11 +54,12 @@ pub struct Config {
     /// Mounts a tmpfs for Secrets and for `medium: Memory`. Set it to `false` only where nothing can be
     /// mounted (tests without root).
     pub tmpfs: bool,
-    /// Shortage of memory, disk and process ids of the machine is the node's. Set it to `false` for nodes that
-    /// are simulated: their pods use none of the machine's.
+    /// Shortage of memory, disk and process ids of the machine is the node's. Set it to `false` for nodes
+    /// that are simulated: their pods use none of the machine's.
     pub machine_pressure: bool,
-    /// Thresholds of memory, disk and process ids below which pods are evicted. Default: upstream's. They have
-    /// no effect without `machine_pressure`; hard ones are subtracted from the allocatable resources.
+    /// Thresholds of memory, disk and process ids below which pods are evicted. Default: upstream's. Hard
+    /// ones are subtracted from the allocatable resources. Without `machine_pressure` nobody is evicted for
+    /// them.
     pub eviction: Eviction,
     /// Unsafe sysctls that pods may set (`--allowed-unsafe-sysctls`): names, or patterns that end in `*`.
     /// Only namespaced sysctls are accepted.

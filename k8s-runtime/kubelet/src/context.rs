@@ -51,7 +51,7 @@ pub(crate) struct Context {
     pub(crate) sysctls: Sysctls,
     pub(crate) metrics: Metrics,
     pub(crate) samples: Samples,
-    /// What is free on the node.
+    /// Source of the node's free resources.
     pub(crate) signals: Arc<dyn Signals>,
     /// The node's pressure conditions.
     pub(crate) pressure: Pressure,

@@ -129,7 +129,7 @@ impl Facts {
     }
 }
 
-/// What is there of a file system.
+/// Space and inodes of a file system.
 pub(crate) struct Disk {
     pub(crate) bytes: Observation,
     pub(crate) inodes: Observation,

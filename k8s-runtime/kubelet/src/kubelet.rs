@@ -24,10 +24,8 @@ use crate::{
     config::Config,
     context::{Context, Parts},
     error::KubeletError,
-    eviction::{
-        Manager,
-        signals::{Machine, Signals},
-    },
+    eviction::signals::Signals,
+    evictor::{Evictor, Machine},
     facts::Facts,
     images::Puller,
     logs,
@@ -182,8 +180,8 @@ impl Builder {
             signals,
         }));
         // The first status of the node, and the first admission, have its conditions.
-        let mut evictions = Manager::new(cx.clone());
-        evictions.look().await;
+        let mut evictor = Evictor::new(cx.clone());
+        evictor.look().await;
         let stop = CancellationToken::new();
         let api = KubeletApi::new(cx.clone());
         let mut tasks = JoinSet::new();
@@ -200,7 +198,7 @@ impl Builder {
         tasks.spawn(until_stop(Box::pin(node::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(logs::rotate::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(allocate::run(cx.clone()))));
-        tasks.spawn(until_stop(Box::pin(evictions.run())));
+        tasks.spawn(until_stop(Box::pin(evictor.run())));
         if let Some(listener) = listener {
             tasks.spawn(server::serve(listener, api.clone(), stop.clone()));
         }

@@ -34,6 +34,7 @@ mod duration;
 mod env;
 mod error;
 mod eviction;
+mod evictor;
 mod facts;
 mod images;
 mod kubelet;

@@ -38,7 +38,7 @@ const MOST_ANCHORS: usize = 256;
 /// Maximum number of directories that wait to be read.
 const MOST_PENDING: usize = 250_000;
 
-/// What a directory tree takes of a disk.
+/// Disk space and inodes of a directory tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskUsage {
     /// Allocated bytes. A file with several names counts once.
@@ -147,7 +147,7 @@ impl Walk {
             let Some(next) = next else { break };
             let path = next.path();
             let resolve = sys::RESOLVE_BENEATH | sys::RESOLVE_NO_SYMLINKS | sys::RESOLVE_NO_XDEV;
-            let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_NOATIME;
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
             // It may have vanished, or been replaced by a link, or be a mount point.
             let Ok(fd) = sys::openat2(next.anchor.fd.as_fd(), &path, flags, 0, resolve) else { continue };
             let far = path.as_os_str().len() >= LONG;

@@ -14,12 +14,12 @@ use k8s_core::meta::Quantity;
 use super::thresholds::{Eviction, Signal, Starved, Threshold};
 use crate::types::Timestamp;
 
-/// What is there of a resource, in bytes or numbers.
+/// Capacity and free part of a resource, in bytes or numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// What is free.
+    /// Free part.
     pub available: i64,
-    /// The whole.
+    /// Whole amount.
     pub capacity: i64,
 }
 
@@ -69,7 +69,7 @@ pub(crate) struct Round {
     pub(crate) starved: Vec<Met>,
 }
 
-/// What earlier looks have seen.
+/// Observations of earlier looks.
 #[derive(Debug, Default)]
 pub(crate) struct State {
     /// Time since when a threshold, by its place, is met without a break.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{resources, types::*};
 
-/// What a container uses. `None`: not measured.
+/// Usage of a container. `None`: not measured.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ContainerUsage {
     pub(crate) name: String,
@@ -27,7 +27,7 @@ pub(crate) struct ContainerUsage {
     pub(crate) logs: Option<DiskUsage>,
 }
 
-/// What a pod uses.
+/// Usage of a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Usage {
     pub(crate) containers: Vec<ContainerUsage>,
@@ -51,7 +51,7 @@ impl Usage {
     }
 }
 
-/// Where images are.
+/// Place of the images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Disks {
     /// On the disk of the pods.

@@ -97,6 +97,9 @@ async fn the_pod_that_exceeds_its_request_goes_when_memory_is_short() {
     node.until_node("MemoryPressure", "False").await;
     node.run("late", one(&["run"])).await;
     assert_eq!(node.evicted(), ["above", "best-effort"]);
+    let text = crate::server::get(&node, "/metrics").await.1;
+    let counted = "kubelet_evictions{eviction_signal=\"memory.available\"} 1\n";
+    assert!(text.contains(counted), "{text}");
     // Nothing of an evicted pod is left but its object.
     assert!(!node.runtime.sandboxes().iter().any(|sandbox| sandbox.spec.name == "above"));
     node.delete("above", Some(0)).await;

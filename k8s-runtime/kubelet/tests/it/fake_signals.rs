@@ -1,4 +1,4 @@
-//! What is free on a node, as a test says.
+//! Free resources of a node, as a test sets them.
 
 use std::sync::Mutex;
 

@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 pub struct Node {
     pub api: Api,
     pub runtime: FakeRuntime,
-    /// What is free on the node.
+    /// Source of the node's free resources.
     pub signals: Arc<FakeSignals>,
     pub clock: Clock,
     pub dir: Arc<tempfile::TempDir>,

@@ -1,4 +1,4 @@
-//! Measures what pods use, for their order and their limits.
+//! Measures the usage of pods, for their order and their limits.
 //!
 //! Trees of volumes and layers are read only where a limit or a shortage of disk asks for it.
 
@@ -8,11 +8,14 @@ use futures::{StreamExt, stream};
 use k8s_core::meta::ObjectExt;
 use k8s_runtime::{ContainerId, DiskUsage, beneath};
 
-use super::{
-    local::is_in_memory,
-    rank::{ContainerUsage, Usage},
+use crate::{
+    context::Context,
+    eviction::{
+        local::is_in_memory,
+        rank::{ContainerUsage, Usage},
+    },
+    types::*,
 };
-use crate::{context::Context, types::*};
 
 /// Number of containers that are read at a time.
 const AT_ONCE: usize = 16;
