@@ -505,7 +505,7 @@ pub trait Runtime: Send + Sync + 'static {
         Err(RuntimeError::Unsupported("stats"))
     }
     /// Measures what a container, running or exited, has written to its own root filesystem. It reads the
-    /// whole tree and stops once it has counted more than `enough` bytes.
+    /// whole tree, and stops once it has counted more than `enough` bytes, or after some time.
     async fn disk_usage(&self, _id: &ContainerId, _enough: u64) -> Result<DiskUsage, RuntimeError> {
         Err(RuntimeError::Unsupported("disk usage"))
     }

@@ -1,9 +1,9 @@
 //! The evictor: ends pods before the node runs out of memory, disk or process ids.
 //!
 //! Flow: every ten seconds it reads what is free, and [`plan`] returns the pressure conditions and the
-//! thresholds that are met. Pods beyond their limits of local storage ([`local`]) are evicted first. For a
-//! threshold that is met, the node frees what no pod needs ([`reclaim`]); if that is not enough, the evictor
-//! measures the pods ([`measure`]) and evicts the first of their order ([`rank`]).
+//! thresholds that are met. For a threshold that is met, the node frees what no pod needs ([`reclaim`]); if
+//! that is not enough, the evictor measures the pods ([`measure`]) and evicts the first of their order
+//! ([`rank`]). Apart from that, [`limits`] evicts pods beyond their limits of local storage.
 //! Guarantees:
 //! 1. At most one pod is evicted for a threshold at a time; the next look comes after it is gone, or has not
 //!    ended in time.
@@ -13,12 +13,14 @@
 //! Not here: the end of a pod (`pod/world`), notifications of the kernel (`kernelMemcgNotification`), garbage
 //! collection of images by age or percentage.
 
+pub(crate) mod limits;
 mod machine;
 mod measure;
 mod reclaim;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use futures::{StreamExt, stream};
 use k8s_core::{events::involved_container, meta::ObjectExt};
 use tracing::{info, warn};
 
@@ -26,7 +28,7 @@ pub(crate) use self::machine::Machine;
 use crate::{
     context::Context,
     eviction::{
-        EVICTED, local,
+        EVICTED,
         plan::{self, Met, Observation, Observations, Round},
         rank::{self, Disks, Usage},
         thresholds::{Eviction, Signal, Starved},
@@ -34,26 +36,22 @@ use crate::{
     ledger::{Disruption, Entry},
     node::involved_node,
     pod::admit,
-    types::Timestamp,
 };
 
 /// Interval of looks at the node, as upstream.
 const EVERY: Duration = Duration::from_secs(10);
 /// Time for an evicted pod to be gone after its grace period, as upstream.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Number of pods that are measured at a time.
+const PODS_AT_ONCE: usize = 4;
 /// Grace period of pods that are evicted at once.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// The pause after a measurement of a pod's disk usage, in multiples of the time that it took.
-const REST: u32 = 20;
-
 /// Evicts the pods of a kubelet.
 pub(crate) struct Evictor {
     cx: Arc<Context>,
     eviction: Eviction,
     state: plan::State,
     images: reclaim::ImagesSeen,
-    /// Time before which a pod's disk usage is not measured for its limits, by uid.
-    rest: HashMap<String, Timestamp>,
 }
 
 impl Evictor {
@@ -62,8 +60,8 @@ impl Evictor {
             true => cx.config.eviction.clone(),
             false => Eviction::none(),
         };
-        let (state, images, rest) = Default::default();
-        Evictor { cx, eviction, state, images, rest }
+        let (state, images) = Default::default();
+        Evictor { cx, eviction, state, images }
     }
 
     /// Reads what is free, and publishes the conditions.
@@ -95,47 +93,42 @@ impl Evictor {
     /// Evicts pods as needed. Runs until it is dropped.
     pub(crate) async fn run(mut self) {
         self.cx.pods.synced().await;
+        if self.eviction.thresholds.is_empty() {
+            return;
+        }
         loop {
-            let evicted = self.round().await;
-            if evicted.is_empty() {
-                self.cx.clock.sleep(EVERY).await;
-            } else {
-                self.wait_for(&evicted).await;
+            match self.round().await {
+                None => self.cx.clock.sleep(EVERY).await,
+                Some(evicted) => self.wait_for(&evicted).await,
             }
         }
     }
 
-    /// Waits until pods are gone, or have not ended in time.
-    async fn wait_for(&self, evicted: &[Entry]) {
-        let grace = evicted.iter().filter_map(|entry| entry.leash.grace()).max().unwrap_or_default();
-        let gone = async {
-            for entry in evicted {
-                entry.leash.down.cancelled().await;
-            }
-        };
+    /// Waits until a pod is gone, or has not ended in time.
+    async fn wait_for(&self, evicted: &Entry) {
+        let patience = evicted.leash.grace().unwrap_or_default().saturating_add(PATIENCE);
         tokio::select! {
-            () = gone => {}
-            () = self.cx.clock.sleep(grace.saturating_add(PATIENCE)) => warn!("evicted pods are not gone yet"),
+            () = evicted.leash.down.cancelled() => {}
+            () = self.cx.clock.sleep(patience) => {
+                warn!(pod = %evicted.pod.key(), "the evicted pod is not gone yet");
+            }
         }
     }
 
-    /// Looks at the node once, and acts. Returns the pods that it has evicted.
-    async fn round(&mut self) -> Vec<Entry> {
+    /// Looks at the node once, and acts. Returns the pod that it has evicted.
+    async fn round(&mut self) -> Option<Entry> {
         let round = self.look().await;
-        if !self.eviction.thresholds.is_empty() {
-            self.images.look(&self.cx).await;
-        }
-        let evicted = self.enforce_limits().await;
-        let Some(met) = round.starved.first().filter(|_| evicted.is_empty()) else { return evicted };
+        self.images.look(&self.cx).await;
+        let met = round.starved.first()?;
         let resource = met.threshold.signal.resource().name();
         warn!(resource, signal = %met.threshold.signal, available = %met.available, "attempting to reclaim");
         let message = format!("Attempting to reclaim {resource}");
         self.cx.events.warning(involved_node(&self.cx.config.node_name), "EvictionThresholdMet", message);
         if self.reclaim(met.threshold.signal).await {
             info!(resource, "enough is free without an eviction");
-            return Vec::new();
+            return None;
         }
-        self.evict_one(met).await.into_iter().collect()
+        self.evict_one(met).await
     }
 
     fn disks(&self) -> Disks {
@@ -162,19 +155,16 @@ impl Evictor {
     /// Evicts the first pod in the order of eviction.
     async fn evict_one(&self, met: &Met) -> Option<Entry> {
         let signal = met.threshold.signal;
-        let mut pods: Vec<(Entry, Option<Usage>)> = Vec::new();
-        for entry in self.cx.ledger.entries() {
-            if entry.leash.is_ending() || admit::is_critical(&entry.pod) {
-                continue;
-            }
+        let measured = stream::iter(candidates(&self.cx)).map(|entry| async {
             let usage = match signal.resource() {
                 Starved::Memory | Starved::Pids => measure::memory(&self.cx, &entry.pod).await,
                 Starved::EphemeralStorage | Starved::Inodes => {
                     Some(measure::disk(&self.cx, &entry.pod, u64::MAX).await)
                 }
             };
-            pods.push((entry, usage));
-        }
+            (entry, usage)
+        });
+        let mut pods: Vec<(Entry, Option<Usage>)> = measured.buffered(PODS_AT_ONCE).collect().await;
         rank::rank(signal, self.disks(), &mut pods, |(entry, usage)| (&entry.pod, usage.as_ref()));
         let Some((entry, usage)) = pods.into_iter().next() else {
             warn!(%signal, "thresholds are met, but there is no pod to evict");
@@ -188,54 +178,27 @@ impl Evictor {
             let most = i64::from(self.eviction.max_pod_grace_period);
             Duration::from_secs(u64::try_from(own.map_or(most, |own| own.min(most))).unwrap_or(0))
         };
-        self.evict(&entry, signal.name(), grace, message.clone(), Some(message));
+        evict(&self.cx, &entry, signal.name(), grace, (message.clone(), Some(message)));
         Some(entry)
     }
+}
 
-    /// Evicts the pods that exceed their limits of local storage.
-    async fn enforce_limits(&mut self) -> Vec<Entry> {
-        let mut evicted = Vec::new();
-        let entries = self.cx.ledger.entries();
-        self.rest.retain(|uid, _| entries.iter().any(|entry| entry.pod.uid() == uid));
-        for entry in entries {
-            let limits = entry.pod.spec.as_ref().and_then(local::Limits::of);
-            let Some(limits) = limits.filter(|_| !entry.leash.is_ending() && !admit::is_critical(&entry.pod))
-            else {
-                continue;
-            };
-            let begun = self.cx.clock.now();
-            if self.rest.get(entry.pod.uid()).is_some_and(|until| begun < *until) {
-                continue;
-            }
-            let enough = limits.largest();
-            let usage = if limits.is_of_volumes() {
-                Usage { volumes: measure::volumes(&self.cx, &entry.pod, enough).await, ..Usage::default() }
-            } else {
-                measure::disk(&self.cx, &entry.pod, enough).await
-            };
-            // Large trees are read less often.
-            let pause = self.cx.clock.since(begun).saturating_mul(REST);
-            let until = self.cx.clock.now().saturating_add(pause).unwrap_or(begun);
-            self.rest.insert(entry.pod.uid().to_owned(), until);
-            if let Some(excess) = limits.exceeded(&usage) {
-                self.evict(&entry, excess.signal, AT_ONCE, excess.message, None);
-                evicted.push(entry);
-            }
-        }
-        evicted
-    }
+/// Returns the pods that may be evicted.
+fn candidates(cx: &Context) -> impl Iterator<Item = Entry> + use<> {
+    let all = cx.ledger.entries().into_iter();
+    all.filter(|entry| !entry.leash.is_ending() && !admit::is_critical(&entry.pod))
+}
 
-    fn evict(
-        &self,
-        entry: &Entry,
-        signal: &str,
-        grace: Duration,
-        message: String,
-        condition: Option<String>,
-    ) {
-        info!(pod = %entry.pod.key(), message, "pod evicted");
-        self.cx.events.warning(involved_container(&entry.pod, None), EVICTED, &message);
-        self.cx.metrics.evicted(signal);
-        entry.leash.end(Disruption { reason: EVICTED, message, condition, grace: Some(grace) });
-    }
+/// Evicts a pod. `condition`: message of the condition DisruptionTarget.
+fn evict(
+    cx: &Context,
+    entry: &Entry,
+    signal: &str,
+    grace: Duration,
+    (message, condition): (String, Option<String>),
+) {
+    info!(pod = %entry.pod.key(), message, "pod evicted");
+    cx.events.warning(involved_container(&entry.pod, None), EVICTED, &message);
+    cx.metrics.evicted(signal);
+    entry.leash.end(Disruption { reason: EVICTED, message, condition, grace: Some(grace) });
 }

@@ -25,7 +25,7 @@ use crate::{
     context::{Context, Parts},
     error::KubeletError,
     eviction::signals::Signals,
-    evictor::{Evictor, Machine},
+    evictor::{self, Evictor, Machine},
     facts::Facts,
     images::Puller,
     logs,
@@ -199,6 +199,7 @@ impl Builder {
         tasks.spawn(until_stop(Box::pin(logs::rotate::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(allocate::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(evictor.run())));
+        tasks.spawn(until_stop(Box::pin(evictor::limits::run(cx.clone()))));
         if let Some(listener) = listener {
             tasks.spawn(server::serve(listener, api.clone(), stop.clone()));
         }

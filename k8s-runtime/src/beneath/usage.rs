@@ -4,6 +4,8 @@
 //! directory becomes an anchor itself. The newest directory is read first, so that few anchors are open; if
 //! many are, the oldest directories are read first, which closes their anchors.
 //!
+//! [`measure`] reads in the background, and stops when it is dropped or after a time.
+//!
 //! Guarantees: no recursion; no link is followed; no mount point below the top directory is crossed; the
 //! descriptors and the memory have fixed limits. What lies beyond the limits is not counted.
 
@@ -18,6 +20,11 @@ use std::{
     },
     path::{Path, PathBuf},
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use nix::{
@@ -111,6 +118,36 @@ pub fn usage(path: &Path, enough: u64) -> io::Result<DiskUsage> {
     Walk::new(enough).run(top.into())
 }
 
+/// Stops a walk when it is dropped.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// As [`usage`], on a thread for blocking work. After `patience` it returns what it has counted so far.
+///
+/// # Errors
+/// As [`usage`].
+pub async fn measure(path: PathBuf, enough: u64, patience: Duration) -> io::Result<DiskUsage> {
+    let stop = Stop(Arc::default());
+    let stopped = stop.0.clone();
+    let mut walk = tokio::task::spawn_blocking(move || {
+        let flags = libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        let top = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        Walk { stopped, ..Walk::new(enough) }.run(top.into())
+    });
+    match tokio::time::timeout(patience, &mut walk).await {
+        Ok(done) => done.map_err(io::Error::other)?,
+        Err(_) => {
+            drop(stop);
+            walk.await.map_err(io::Error::other)?
+        }
+    }
+}
+
 #[derive(Default)]
 struct Walk {
     enough: u64,
@@ -119,6 +156,8 @@ struct Walk {
     linked: HashSet<u64>,
     pending: VecDeque<Pending>,
     anchors: Rc<Cell<usize>>,
+    /// Ends the walk.
+    stopped: Arc<AtomicBool>,
     /// The most anchors that were open.
     #[cfg(test)]
     peak: usize,
@@ -135,7 +174,7 @@ impl Walk {
         let anchor = Anchor::new(top.try_clone()?, &self.anchors);
         self.read(top, &anchor, Path::new(""), own.st_dev)?;
         drop(anchor);
-        while self.sum.bytes <= self.enough {
+        while !self.is_done() {
             #[cfg(test)]
             {
                 self.peak = self.peak.max(self.anchors.get());
@@ -183,7 +222,7 @@ impl Walk {
                 continue;
             }
             self.count(&found);
-            if self.sum.bytes > self.enough {
+            if self.is_done() {
                 return Ok(());
             }
             let is_directory = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
@@ -193,6 +232,10 @@ impl Walk {
             }
         }
         Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.sum.bytes > self.enough || self.stopped.load(Ordering::Relaxed)
     }
 
     fn count(&mut self, found: &FileStat) {
@@ -250,6 +293,23 @@ mod tests {
         let (some, all) = (usage(tree.path(), 2 << 20).expect("measured"), measured(tree.path()));
         assert!(some.bytes > 2 << 20 && some.bytes < 4 << 20, "{some:?}");
         assert!(all.bytes >= 20 << 20, "{all:?}");
+    }
+
+    #[tokio::test]
+    async fn a_walk_ends_in_time_and_when_nobody_waits() {
+        let tree = tempfile::tempdir().expect("tempdir");
+        for n in 0..200 {
+            fs::create_dir_all(tree.path().join(format!("{n}/below"))).expect("mkdir");
+        }
+        let whole = measure(tree.path().into(), u64::MAX, Duration::from_secs(60)).await.expect("measured");
+        assert_eq!(whole, measured(tree.path()));
+        let some = measure(tree.path().into(), u64::MAX, Duration::ZERO).await.expect("measured");
+        assert!(some.inodes <= whole.inodes, "{some:?}");
+        let mut walk = Walk::new(u64::MAX);
+        drop(Stop(walk.stopped.clone()));
+        let none = walk.run(fs::File::open(tree.path()).expect("open").into()).expect("measured");
+        assert!(none.inodes <= 2, "the top directory and its first entry: {none:?}");
+        assert!(measure("/nowhere".into(), 0, Duration::ZERO).await.is_err());
     }
 
     /// Nested directories with long names, each with another directory beside the next one; and a file at

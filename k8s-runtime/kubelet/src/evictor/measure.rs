@@ -2,7 +2,7 @@
 //!
 //! Trees of volumes and layers are read only where a limit or a shortage of disk asks for it.
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{collections::BTreeMap, io, path::PathBuf, time::Duration};
 
 use futures::{StreamExt, stream};
 use k8s_core::meta::ObjectExt;
@@ -19,6 +19,8 @@ use crate::{
 
 /// Number of containers that are read at a time.
 const AT_ONCE: usize = 16;
+/// Maximum time to read a tree.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Returns name and id of a pod's containers. `running`: of running ones only.
 fn containers(cx: &Context, pod: &Pod, running: bool) -> Vec<(String, ContainerId)> {
@@ -71,17 +73,11 @@ pub(crate) async fn volumes(cx: &Context, pod: &Pod, enough: u64) -> BTreeMap<St
 
 /// Measures a tree. A missing one is empty.
 async fn tree(path: PathBuf, enough: u64) -> DiskUsage {
-    let shown = path.clone();
-    let measured = tokio::task::spawn_blocking(move || beneath::usage(&path, enough)).await;
-    match measured {
-        Ok(Ok(used)) => used,
-        Ok(Err(e)) if e.kind() == io::ErrorKind::NotFound => DiskUsage::default(),
-        Ok(Err(error)) => {
-            tracing::debug!(path = ?shown, %error, "not measured");
-            DiskUsage::default()
-        }
+    match beneath::measure(path.clone(), enough, PATIENCE).await {
+        Ok(used) => used,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => DiskUsage::default(),
         Err(error) => {
-            tracing::warn!(path = ?shown, %error, "not measured");
+            tracing::warn!(?path, %error, "not measured");
             DiskUsage::default()
         }
     }
