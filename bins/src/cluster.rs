@@ -12,6 +12,7 @@ use ipnet::Ipv4Net;
 use k8s_apiserver::{ApiServer, User};
 use k8s_controllers::metrics::counted;
 use k8s_core::client::{Client, Kubeconfig};
+use k8s_kubelet::Eviction;
 use k8s_runtime::{
     Runtime,
     images::{ImageStore, Registries},
@@ -65,6 +66,8 @@ pub struct ClusterConfig {
     pub(crate) node_name: Option<String>,
     /// Port of the kubelet's API on this machine; 0: no socket.
     pub(crate) kubelet_port: u16,
+    /// Thresholds of eviction on this machine.
+    pub(crate) eviction: Eviction,
     /// Serve the API over TLS on the settings' address.
     pub(crate) listens: bool,
     pub(crate) memory: bool,
@@ -113,6 +116,7 @@ impl Cluster {
             node: Node::Local,
             node_name: None,
             kubelet_port: 0,
+            eviction: crate::eviction::default(),
             listens: false,
             memory: false,
             simulated: SimulatedConfig::default(),
@@ -415,6 +419,7 @@ impl Cluster {
             pod_cidr: None,
             api: None,
             allowed_unsafe_sysctls: Vec::new(),
+            eviction: choices.eviction.clone(),
             metrics: self.plane.api.server.metrics().clone(),
         };
         let kubelet = {

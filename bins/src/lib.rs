@@ -38,6 +38,7 @@ mod distribution;
 mod duration;
 mod encryption;
 mod error;
+mod eviction;
 mod extensions;
 pub mod front_proxy;
 pub mod identities;
@@ -65,4 +66,5 @@ pub use cluster::{Cluster, ClusterBuilder, ClusterConfig, Node, host_name, open_
 pub use distribution::{Distribution, distribution};
 pub use error::ClusterError;
 pub use extensions::Builder;
+pub use k8s_kubelet::{Eviction, EvictionSettings};
 pub use program::Program;

@@ -1,6 +1,11 @@
 //! The node in this process: runtime, images, pod network, kubelet.
 
-use std::{net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use http::{Request, Response};
@@ -10,7 +15,7 @@ use k8s_core::{
     api::api::core::v1::Node,
     client::{Body, BoxError, Client, ListParams, WatchEvent},
 };
-use k8s_kubelet::{Config, Kubelet, KubeletApi, KubeletError};
+use k8s_kubelet::{Config, Eviction, Kubelet, KubeletApi, KubeletError};
 use k8s_metrics::Registry;
 use k8s_net::pod::PodNetwork;
 use k8s_runtime::{
@@ -39,6 +44,8 @@ pub struct NodeConfig {
     pub api: Option<(std::net::SocketAddr, k8s_tls::ServerTls)>,
     /// Sysctls beside the safe ones that pods may set.
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Thresholds of eviction.
+    pub eviction: Eviction,
     /// Registry of the kubelet's metrics.
     pub metrics: Registry,
 }
@@ -99,8 +106,7 @@ impl LocalNode {
             .await
             .map_err(ClusterError::of("container runtime"))?;
         let kubelet = start_kubelet(
-            &paths.kubelet(),
-            &paths.logs(),
+            (&paths.kubelet(), &paths.logs(), Some(paths.images())),
             config,
             client,
             Arc::new(runtime),
@@ -122,7 +128,8 @@ impl LocalNode {
         runtime: Arc<dyn Runtime>,
     ) -> Result<Self, ClusterError> {
         let images = Arc::new(SimulatedImages);
-        let kubelet = start_kubelet(root, &root.join("logs"), config, client, runtime, images, None).await?;
+        let directories = (root, &*root.join("logs"), None);
+        let kubelet = start_kubelet(directories, config, client, runtime, images, None).await?;
         Ok(LocalNode { kubelet, images: None })
     }
 
@@ -162,8 +169,7 @@ pub fn kubelet_tls(
 }
 
 async fn start_kubelet(
-    root: &Path,
-    logs: &Path,
+    (root, logs, image_dir): (&Path, &Path, Option<PathBuf>),
     config: &NodeConfig,
     client: &Client,
     runtime: Arc<dyn Runtime>,
@@ -178,6 +184,7 @@ async fn start_kubelet(
         .configure(move |c: &mut Config| {
             c.root_dir = root;
             c.log_dir = logs;
+            c.image_dir = image_dir;
             c.cluster_dns = vec![node.dns];
             c.cluster_domain = node.domain;
             c.node_ips = vec![node.address];
@@ -186,6 +193,7 @@ async fn start_kubelet(
             c.tmpfs = !simulated;
             c.machine_pressure = machine_pressure;
             c.allowed_unsafe_sysctls = node.allowed_unsafe_sysctls;
+            c.eviction = node.eviction;
             match node.api {
                 Some((address, tls)) => {
                     c.bind_address = address.ip();

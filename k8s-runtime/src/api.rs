@@ -17,6 +17,8 @@ use futures::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::beneath::DiskUsage;
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -501,6 +503,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// Returns the resource usage of a container.
     async fn stats(&self, _id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
         Err(RuntimeError::Unsupported("stats"))
+    }
+    /// Measures what a container, running or exited, has written to its own root filesystem. It reads the
+    /// whole tree, and stops once it has counted more than `enough` bytes, or after some time.
+    async fn disk_usage(&self, _id: &ContainerId, _enough: u64) -> Result<DiskUsage, RuntimeError> {
+        Err(RuntimeError::Unsupported("disk usage"))
     }
     /// Name and version as `name://version`, for `containerRuntimeVersion`.
     fn version(&self) -> String {

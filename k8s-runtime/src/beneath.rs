@@ -23,8 +23,10 @@ use nix::sys::stat::{Mode, mkdirat};
 use crate::sys;
 
 mod removal;
+mod usage;
 
 pub use removal::remove_all;
+pub use usage::{DiskUsage, measure, usage};
 
 /// Maximum number of `openat2` calls. It returns `EAGAIN` if a rename runs while it resolves `..`.
 const ATTEMPTS: u32 = 128;

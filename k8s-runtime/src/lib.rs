@@ -31,4 +31,5 @@ pub use api::{
     ImageInfo, Images, Mount, Requests, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId,
     SandboxSpec, SandboxStatus, Stream, TerminalSize, User,
 };
+pub use beneath::DiskUsage;
 pub use private::private_directory;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnet::Ipv4Net;
+use k8s_kubelet::Eviction;
 use tokio_util::sync::CancellationToken;
 
 use super::{Cluster, ClusterBuilder, Node};
@@ -212,6 +213,16 @@ impl ClusterBuilder {
     /// ```
     pub fn kubelet_port(mut self, port: u16) -> Self {
         self.base.kubelet_port = port;
+        self
+    }
+    /// Thresholds of eviction on this machine. Default: upstream's hard thresholds, with at most 1 GiB of
+    /// each disk. Limits of local storage count with any.
+    ///
+    /// ```
+    /// let builder = hyperkube::Cluster::builder().eviction(hyperkube::Eviction::none());
+    /// ```
+    pub fn eviction(mut self, eviction: Eviction) -> Self {
+        self.base.eviction = eviction;
         self
     }
     /// Additional names and addresses (SANs) for the server certificate.

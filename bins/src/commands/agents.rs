@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     ClusterError,
+    eviction::EvictionFlags,
     extensions::Extensions,
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
@@ -108,6 +109,8 @@ pub(super) struct Kubelet {
     #[arg(long, value_delimiter = ',')]
     allowed_unsafe_sysctls: Vec<String>,
     #[command(flatten)]
+    eviction: EvictionFlags,
+    #[command(flatten)]
     policy: PolicyFlags,
     #[command(flatten)]
     _config: ConfigFile,
@@ -124,6 +127,7 @@ enum Containers {
 impl Kubelet {
     pub(super) async fn run(mut self, name: &str, extensions: Extensions) -> Result<(), Failure> {
         self.connection.check_node(&self.ranges.node_name())?;
+        let eviction = self.eviction.upstream()?;
         let paths = Paths::new(name, &self.root_dir)?;
         if extensions.runtime.is_none() {
             node::check(&paths)?;
@@ -155,6 +159,7 @@ impl Kubelet {
             domain: self.ranges.cluster_domain.clone(),
             pod_cidr: network.map(|network| network.node_pods().into()),
             api,
+            eviction,
             allowed_unsafe_sysctls: std::mem::take(&mut self.allowed_unsafe_sysctls),
             metrics,
         };

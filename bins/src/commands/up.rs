@@ -11,9 +11,10 @@ use k8s_core::client::Kubeconfig;
 
 use super::{config::ConfigFile, exit::Failure, or_at_once, scheduling::SchedulerConfig, stop_signal};
 use crate::{
-    Node,
+    Eviction, Node,
     cluster::ClusterConfig,
     error::ClusterError,
+    eviction::EvictionFlags,
     extensions::{Builder, Extensions},
     pki::refresh_private,
     settings::ClusterSettings,
@@ -53,6 +54,8 @@ pub(super) struct Up {
     /// cluster (metrics-server); 0 disables it. Simulated nodes have none.
     #[arg(long, default_value_t = 10250)]
     kubelet_port: u16,
+    #[command(flatten)]
+    eviction: EvictionFlags,
     /// Number of simulated nodes to run instead of this machine; does not require root.
     #[arg(long)]
     simulated_nodes: Option<usize>,
@@ -80,6 +83,7 @@ impl Up {
             node,
             name: self.node_name,
             kubelet_port: self.kubelet_port,
+            eviction: self.eviction.shared_machine()?,
             simulated: SimulatedConfig {
                 start_delay: self.simulated_start_delay,
                 heartbeat: self.simulated_heartbeat_interval,
@@ -91,8 +95,13 @@ impl Up {
 
 impl Server {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
-        let nodes =
-            Nodes { node: Node::None, name: None, kubelet_port: 0, simulated: SimulatedConfig::default() };
+        let nodes = Nodes {
+            node: Node::None,
+            name: None,
+            kubelet_port: 0,
+            eviction: Eviction::none(),
+            simulated: SimulatedConfig::default(),
+        };
         self.common.run(name, nodes, extensions).await
     }
 }
@@ -102,6 +111,7 @@ struct Nodes {
     node: Node,
     name: Option<String>,
     kubelet_port: u16,
+    eviction: Eviction,
     simulated: SimulatedConfig,
 }
 
@@ -115,6 +125,7 @@ impl Common {
             node: nodes.node,
             node_name: nodes.name,
             kubelet_port: nodes.kubelet_port,
+            eviction: nodes.eviction,
             listens: true,
             memory: false,
             simulated: nodes.simulated,

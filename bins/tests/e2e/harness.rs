@@ -237,9 +237,9 @@ impl Cluster {
         self.wait_ready()
     }
 
-    /// As [`Cluster::start_up`], on a disk that is full: the node may say so before it is ready.
-    pub fn start_up_short_of_disk(&mut self) -> Result<(), Failed> {
-        self.launch(&[])?;
+    /// As [`Cluster::start_up_with`], on a node that is short of something and may say so before it is ready.
+    pub fn start_up_short_of_disk(&mut self, more: &[&str]) -> Result<(), Failed> {
+        self.launch(more)?;
         self.wait_until_ready(true)
     }
 

@@ -16,6 +16,7 @@ mod autoscaling;
 mod components;
 mod distributions;
 mod envtest;
+mod eviction;
 mod full_disk;
 mod harness;
 mod image_volumes;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut tests: Vec<Trial> = Vec::new();
     for list in [
+        eviction::SHARED,
         image_volumes::TESTS,
         kubectl::TESTS,
         limits::TESTS,
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         authentication::TESTS,
         autoscaling::TESTS,
         envtest::TESTS,
+        eviction::TESTS,
         full_disk::TESTS,
         load_balancer::TESTS,
         restart::TESTS,

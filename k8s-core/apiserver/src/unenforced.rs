@@ -15,13 +15,7 @@ use k8s_core::json;
 use k8s_store::Store;
 use serde_json::Value;
 
-use crate::{
-    allocate::ServiceAllocator,
-    call::Call,
-    resources::Resource,
-    state::State,
-    value::{array_at, str_at},
-};
+use crate::{allocate::ServiceAllocator, call::Call, resources::Resource, state::State, value::array_at};
 
 /// A kind whose objects are stored only: the name in the store, and the warning.
 struct Kind(&'static str, &'static str);
@@ -139,11 +133,9 @@ const FIELDS: &[(&str, Field)] = &[
 
 const NO_SELINUX: &str = "SELinux options are not applied";
 const NO_WINDOWS: &str = "Windows options are not applied";
-const NO_DISK_LIMIT: &str = "use of the disk is not limited";
 
 /// Fields of a container; those of a pod's `containers`, `initContainers` and `ephemeralContainers`.
 const CONTAINER: &[Field] = &[
-    Field(&["resources", "limits", "ephemeral-storage"], SET, NO_DISK_LIMIT),
     Field(&["resources", "claims"], SET, NO_DRA),
     Field(
         &["restartPolicyRules"],
@@ -176,11 +168,6 @@ const POD: &[Field] = &[
     ),
     Field(&["securityContext", "seLinuxOptions"], SET, NO_SELINUX),
     Field(&["securityContext", "windowsOptions"], SET, NO_WINDOWS),
-    Field(
-        &["volumes", "*", "emptyDir"],
-        |v, _| v.get("sizeLimit").is_some() && str_at(v, "/medium") != "Memory",
-        "sizeLimit is enforced with medium Memory only",
-    ),
 ];
 
 /// Paths of pod specs, by kind.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use crate::types::Taint;
+use crate::{eviction::thresholds::Eviction, types::Taint};
 use ipnet::IpNet;
 
 /// Configuration. Every field has a default; set only the fields that differ from it.
@@ -19,6 +19,8 @@ pub struct Config {
     pub node_name: String,
     /// Parent of the pods' directories (`<root>/pods/<uid>`).
     pub root_dir: PathBuf,
+    /// Directory of the image store, for what is free on its disk. `None`: it is on the disk of `root_dir`.
+    pub image_dir: Option<PathBuf>,
     /// Directory of the containers' logs.
     pub log_dir: PathBuf,
     /// IP addresses of the cluster's DNS service, for pods with `dnsPolicy: ClusterFirst`.
@@ -52,9 +54,13 @@ pub struct Config {
     /// Mounts a tmpfs for Secrets and for `medium: Memory`. Set it to `false` only where nothing can be
     /// mounted (tests without root).
     pub tmpfs: bool,
-    /// Reports the machine's shortage of memory, disk and process ids as the node's. Set it to `false` for
-    /// nodes that are simulated: their pods use none of the machine's.
+    /// Shortage of memory, disk and process ids of the machine is the node's. Set it to `false` for nodes
+    /// that are simulated: their pods use none of the machine's.
     pub machine_pressure: bool,
+    /// Thresholds of memory, disk and process ids below which pods are evicted. Default: upstream's. Hard
+    /// ones are subtracted from the allocatable resources. Without `machine_pressure` nobody is evicted for
+    /// them.
+    pub eviction: Eviction,
     /// Unsafe sysctls that pods may set (`--allowed-unsafe-sysctls`): names, or patterns that end in `*`.
     /// Only namespaced sysctls are accepted.
     pub allowed_unsafe_sysctls: Vec<String>,
@@ -68,6 +74,7 @@ impl Default for Config {
         Config {
             node_name: "localhost".into(),
             root_dir: "/var/lib/kubelet".into(),
+            image_dir: None,
             log_dir: "/var/log/pods".into(),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
@@ -85,6 +92,7 @@ impl Default for Config {
             log_max_files: 5,
             tmpfs: true,
             machine_pressure: true,
+            eviction: Eviction::default(),
             allowed_unsafe_sysctls: Vec::new(),
             kubernetes_service: None,
         }

@@ -11,9 +11,21 @@ use k8s_net::pod::PodNetwork;
 use k8s_runtime::{Runtime, SandboxId};
 
 use crate::{
-    config::Config, facts::Facts, images::Puller, ledger::Ledger, metrics::Metrics,
-    pod_certificates::PodCertificates, resizes::Resizes, samples::Samples, sources::Sources,
-    sysctls::Sysctls, tokens::Tokens, trust::TrustBundles, types::*, view::PodView,
+    config::Config,
+    eviction::{Pressure, signals::Signals},
+    facts::Facts,
+    images::Puller,
+    ledger::Ledger,
+    metrics::Metrics,
+    pod_certificates::PodCertificates,
+    resizes::Resizes,
+    samples::Samples,
+    sources::Sources,
+    sysctls::Sysctls,
+    tokens::Tokens,
+    trust::TrustBundles,
+    types::*,
+    view::PodView,
 };
 
 /// Shared by the pod workers, the node status loop and the kubelet's API.
@@ -39,6 +51,10 @@ pub(crate) struct Context {
     pub(crate) sysctls: Sysctls,
     pub(crate) metrics: Metrics,
     pub(crate) samples: Samples,
+    /// Source of the node's free resources.
+    pub(crate) signals: Arc<dyn Signals>,
+    /// The node's pressure conditions.
+    pub(crate) pressure: Pressure,
     /// The pod (uid) that a sandbox belongs to.
     sandboxes: Mutex<HashMap<SandboxId, String>>,
     views: Mutex<HashMap<String, PodView>>,
@@ -57,6 +73,7 @@ pub(crate) struct Parts {
     pub(crate) facts: Facts,
     pub(crate) sysctls: Sysctls,
     pub(crate) metrics: Metrics,
+    pub(crate) signals: Arc<dyn Signals>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -86,6 +103,8 @@ impl Context {
             sysctls: parts.sysctls,
             metrics: parts.metrics,
             samples: Samples::default(),
+            signals: parts.signals,
+            pressure: Pressure::default(),
             pods: Cache::new(),
             services: Cache::new(),
             node: Cache::new(),

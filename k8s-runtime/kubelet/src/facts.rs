@@ -4,11 +4,16 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    path::Path,
 };
 
 use k8s_core::meta::Quantity;
 
-use crate::{config::Config, types::ApiQuantity};
+use crate::{
+    config::Config,
+    eviction::{plan::Observation, thresholds::Signal},
+    types::ApiQuantity,
+};
 
 /// Properties that the Node object publishes.
 #[derive(Clone, Debug)]
@@ -18,6 +23,8 @@ pub(crate) struct Facts {
     pub(crate) memory: i64,
     /// Size of the file system of the pod directories, bytes.
     pub(crate) disk: i64,
+    /// Bytes of memory and of disk that hard thresholds of eviction keep free.
+    reserved: (i64, i64),
     pub(crate) max_pods: u32,
     pub(crate) ips: Vec<IpAddr>,
     pub(crate) hostname: String,
@@ -72,11 +79,17 @@ impl Facts {
     /// Reads the machine's properties.
     pub(crate) fn read(config: &Config) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |n| i64::try_from(n.get()).unwrap_or(1));
+        let memory = meminfo("MemTotal").unwrap_or(0);
+        let disk = disk(&config.root_dir).map_or(0, |disk| disk.bytes.capacity);
         let hostname = nix::unistd::gethostname().map(|h| h.to_string_lossy().into_owned());
         Facts {
             cpus,
-            memory: meminfo("MemTotal").unwrap_or(0),
-            disk: disk(config).map_or(0, |(total, _)| total),
+            memory,
+            disk,
+            reserved: (
+                config.eviction.reserved(Signal::MemoryAvailable, memory),
+                config.eviction.reserved(Signal::NodeFsAvailable, disk),
+            ),
             max_pods: config.max_pods,
             ips: if config.node_ips.is_empty() { vec![primary_address()] } else { config.node_ips.clone() },
             hostname: hostname.unwrap_or_else(|_| config.node_name.clone()),
@@ -105,22 +118,31 @@ impl Facts {
         .into()
     }
 
-    /// Allocatable resources: the capacity minus 100 MiB of memory, as with upstream's default eviction
-    /// threshold.
+    /// Allocatable resources: the capacity minus what hard thresholds of eviction keep free.
     pub(crate) fn allocatable(&self) -> BTreeMap<String, ApiQuantity> {
         let mut list = self.capacity();
-        let memory = (self.memory - (100 << 20)).max(0);
+        let memory = self.memory.saturating_sub(self.reserved.0).max(0);
         list.insert("memory".into(), ApiQuantity(format!("{}Ki", memory / 1024)));
-        list.insert("ephemeral-storage".into(), ApiQuantity((self.disk / 10 * 9).to_string()));
+        let disk = self.disk.saturating_sub(self.reserved.1).max(0);
+        list.insert("ephemeral-storage".into(), ApiQuantity(disk.to_string()));
         list
     }
 }
 
-/// Returns size and free bytes of the file system of the pod directories.
-pub(crate) fn disk(config: &Config) -> Option<(i64, i64)> {
-    let there = config.root_dir.ancestors().find(|p| p.exists())?;
+/// Space and inodes of a file system.
+pub(crate) struct Disk {
+    pub(crate) bytes: Observation,
+    pub(crate) inodes: Observation,
+}
+
+/// Reads the file system of a directory, or of the nearest existing one above it.
+pub(crate) fn disk(directory: &Path) -> Option<Disk> {
+    let there = directory.ancestors().find(|p| p.exists())?;
     let stat = nix::sys::statvfs::statvfs(there).ok()?;
-    let unit = stat.fragment_size();
-    let bytes = |blocks: u64| i64::try_from(blocks.saturating_mul(unit)).unwrap_or(i64::MAX);
-    Some((bytes(stat.blocks()), bytes(stat.blocks_available())))
+    let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let bytes = |blocks: u64| number(blocks.saturating_mul(stat.fragment_size()));
+    Some(Disk {
+        bytes: Observation { available: bytes(stat.blocks_available()), capacity: bytes(stat.blocks()) },
+        inodes: Observation { available: number(stat.files_available()), capacity: number(stat.files()) },
+    })
 }

@@ -24,6 +24,8 @@ use crate::{
     config::Config,
     context::{Context, Parts},
     error::KubeletError,
+    eviction::signals::Signals,
+    evictor::{self, Evictor, Machine},
     facts::Facts,
     images::Puller,
     logs,
@@ -70,6 +72,7 @@ pub struct Builder {
     runtime: Option<Arc<dyn Runtime>>,
     images: Option<Arc<dyn Images>>,
     network: Option<Arc<dyn PodNetwork>>,
+    signals: Option<Arc<dyn Signals>>,
     metrics: Registry,
 }
 
@@ -123,6 +126,13 @@ impl Builder {
         self
     }
 
+    /// Sets the source of what is free on the node. Default: the machine.
+    #[must_use]
+    pub fn signals(mut self, signals: Arc<dyn Signals>) -> Self {
+        self.signals = Some(signals);
+        self
+    }
+
     /// Sets the registry of the kubelet's metrics. Kubelets that share one add up. Default: one of its own.
     #[must_use]
     pub fn metrics(mut self, registry: Registry) -> Self {
@@ -154,6 +164,7 @@ impl Builder {
         let (recorder, event_writer) =
             Recorder::with_writer(&client, self.clock.clone(), "kubelet", &self.config.node_name);
         let facts = Facts::read(&self.config);
+        let signals = self.signals.unwrap_or_else(|| Arc::new(Machine::new(&self.config)));
         let listener = server::bind(&self.config).await?;
         let cx = Arc::new(Context::new(Parts {
             images: Puller::new(images, self.clock.clone(), recorder.clone()),
@@ -166,7 +177,11 @@ impl Builder {
             facts,
             sysctls,
             metrics: Metrics::new(&self.metrics),
+            signals,
         }));
+        // The first status of the node, and the first admission, have its conditions.
+        let mut evictor = Evictor::new(cx.clone());
+        evictor.look().await;
         let stop = CancellationToken::new();
         let api = KubeletApi::new(cx.clone());
         let mut tasks = JoinSet::new();
@@ -183,6 +198,8 @@ impl Builder {
         tasks.spawn(until_stop(Box::pin(node::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(logs::rotate::run(cx.clone()))));
         tasks.spawn(until_stop(Box::pin(allocate::run(cx.clone()))));
+        tasks.spawn(until_stop(Box::pin(evictor.run())));
+        tasks.spawn(until_stop(Box::pin(evictor::limits::run(cx.clone()))));
         if let Some(listener) = listener {
             tasks.spawn(server::serve(listener, api.clone(), stop.clone()));
         }
@@ -258,6 +275,7 @@ impl Kubelet {
             runtime: None,
             images: None,
             network: None,
+            signals: None,
             metrics: Registry::default(),
         }
     }

@@ -1,4 +1,4 @@
-//! The admitted pods of the node: what they hold, and the way to preempt them.
+//! The admitted pods of the node: what they hold, and the way to end them.
 //!
 //! Guarantee: a check and the admission that follows from it are one step ([`Ledger::admit`]), so that two
 //! pods never get the same resource. A pod holds its resources until nothing of it runs, its status is
@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use k8s_core::meta::ObjectExt;
@@ -53,14 +54,73 @@ pub(crate) fn host_ports(spec: &PodSpec) -> impl Iterator<Item = HostPort> {
     })
 }
 
+/// The reason for which the kubelet ends a pod that could go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Disruption {
+    /// Reason of the pod's status.
+    pub(crate) reason: &'static str,
+    /// Message of the pod's status.
+    pub(crate) message: String,
+    /// Message of the condition DisruptionTarget. `None`: there is no condition.
+    pub(crate) condition: Option<String>,
+    /// Maximum grace period. `None`: the pod's own.
+    pub(crate) grace: Option<Duration>,
+}
+
+/// The way to end an admitted pod. Clones are the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Leash {
+    order: watch::Sender<Option<Disruption>>,
+    /// Cancelled when nothing of the pod runs or is mounted any more.
+    pub(crate) down: CancellationToken,
+}
+
+impl Default for Leash {
+    fn default() -> Self {
+        Leash { order: watch::Sender::new(None), down: CancellationToken::new() }
+    }
+}
+
+impl Leash {
+    /// Ends the pod. The first call counts.
+    pub(crate) fn end(&self, why: Disruption) {
+        self.order.send_if_modified(|order| {
+            let is_first = order.is_none();
+            order.get_or_insert(why);
+            is_first
+        });
+    }
+
+    /// Returns `true` if the pod was told to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.order.borrow().is_some()
+    }
+
+    /// Returns the maximum grace period of the pod, if it was told to end.
+    pub(crate) fn grace(&self) -> Option<Duration> {
+        self.order.borrow().as_ref()?.grace
+    }
+
+    /// Resolves when the pod is told to end.
+    pub(crate) async fn ended(&self) -> Disruption {
+        let mut orders = self.order.subscribe();
+        loop {
+            if let Some(order) = orders.borrow_and_update().clone() {
+                return order;
+            }
+            // The sender lives as long as `self`.
+            let _ = orders.changed().await;
+        }
+    }
+}
+
 /// An admitted pod.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) pod: Arc<Pod>,
     pub(crate) requests: Amounts,
     ports: Vec<HostPort>,
-    /// Cancelled when the pod is preempted.
-    pub(crate) preempt: CancellationToken,
+    pub(crate) leash: Leash,
 }
 
 /// The resources that the admitted pods hold.
@@ -72,17 +132,17 @@ pub(crate) struct Held {
 
 impl Held {
     /// Adds a pod, or replaces it by a newer state.
-    pub(crate) fn insert(&mut self, pod: &Pod) -> CancellationToken {
+    pub(crate) fn insert(&mut self, pod: &Pod) -> Leash {
         let spec = pod.spec.clone().unwrap_or_default();
-        let preempt = self.remove(pod.uid()).map(|entry| entry.preempt).unwrap_or_default();
+        let leash = self.remove(pod.uid()).map(|entry| entry.leash).unwrap_or_default();
         let requests = pod_requests(&spec);
         for (name, amount) in &requests {
             *self.used.entry(name.clone()).or_default() += amount;
         }
         let ports = host_ports(&spec).collect();
-        let entry = Entry { pod: Arc::new(pod.clone()), requests, ports, preempt: preempt.clone() };
+        let entry = Entry { pod: Arc::new(pod.clone()), requests, ports, leash: leash.clone() };
         self.entries.insert(pod.uid().to_owned(), entry);
-        preempt
+        leash
     }
 
     fn remove(&mut self, uid: &str) -> Option<Entry> {
@@ -137,17 +197,13 @@ impl Ledger {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Admits a pod without a check, or renews what it holds. The token is cancelled if the pod is preempted.
-    pub(crate) fn hold(&self, pod: &Pod) -> CancellationToken {
+    /// Admits a pod without a check, or renews what it holds.
+    pub(crate) fn hold(&self, pod: &Pod) -> Leash {
         self.held().insert(pod)
     }
 
     /// Admits a pod if `check` finds nothing against it.
-    pub(crate) fn admit<E>(
-        &self,
-        pod: &Pod,
-        check: impl FnOnce(&Held) -> Result<(), E>,
-    ) -> Result<CancellationToken, E> {
+    pub(crate) fn admit<E>(&self, pod: &Pod, check: impl FnOnce(&Held) -> Result<(), E>) -> Result<Leash, E> {
         let mut held = self.held();
         check(&held)?;
         Ok(held.insert(pod))
@@ -170,6 +226,13 @@ impl Ledger {
     /// Returns what an admitted pod holds.
     pub(crate) fn requests(&self, uid: &str) -> Option<Amounts> {
         self.held().entries.get(uid).map(|entry| entry.requests.clone())
+    }
+
+    /// Returns the admitted pods, in the order of their uids.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        let mut all: Vec<Entry> = self.held().entries.values().cloned().collect();
+        all.sort_by(|a, b| a.pod.uid().cmp(b.pod.uid()));
+        all
     }
 
     /// Frees what a pod holds. Returns `true` if it held something.
@@ -217,9 +280,9 @@ mod tests {
                 .unwrap()
         };
         let ledger = Ledger::default();
-        ledger.hold(&pod("a", "1"));
-        // A newer state replaces the older one, and keeps its token.
-        let token = ledger.hold(&pod("a", "500m"));
+        // A newer state replaces the older one, and keeps its leash.
+        let first = ledger.hold(&pod("a", "1"));
+        let leash = ledger.hold(&pod("a", "500m"));
         assert_eq!(ledger.held().used("cpu"), 500);
         let refused =
             ledger.admit(&pod("b", "2"), |held| if held.used("cpu") > 0 { Err(()) } else { Ok(()) });
@@ -234,7 +297,13 @@ mod tests {
         ledger.release("a");
         ledger.release("a");
         assert_eq!(figures(), (1, 2000));
-        assert!(!token.is_cancelled());
+        let end = |reason: &'static str| {
+            leash.end(Disruption { reason, message: String::new(), condition: None, grace: None });
+        };
+        assert!(!first.is_ending());
+        end("first");
+        end("second");
+        assert_eq!(first.order.borrow().as_ref().map(|order| order.reason), Some("first"));
     }
 
     #[test]

@@ -15,10 +15,12 @@
 //! 4. A pod that does not fit the node is never started; it fails with upstream's reason.
 //! 5. A resize changes a running pod only after it has room for it, and containers restart for it only if
 //!    their resize policy says so.
-//! 6. The newest status reaches the API server eventually, however often a write fails.
+//! 6. Pods beyond their limits of local storage, and pods on a node that runs out of memory, disk or process
+//!    ids, are evicted.
+//! 7. The newest status reaches the API server eventually, however often a write fails.
 //!
-//! Not here: container creation ([`k8s_runtime`]), pod networks (`k8s-net`), static pods, evictions, image
-//! garbage collection.
+//! Not here: container creation ([`k8s_runtime`]), pod networks (`k8s-net`), static pods, image garbage
+//! collection by age.
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure time and start tasks"))]
 
@@ -31,6 +33,8 @@ mod dns;
 mod duration;
 mod env;
 mod error;
+mod eviction;
+mod evictor;
 mod facts;
 mod images;
 mod kubelet;
@@ -55,6 +59,11 @@ mod volumes;
 
 pub use config::Config;
 pub use error::KubeletError;
+pub use eviction::{
+    plan::{Observation, Observations},
+    signals::Signals,
+    thresholds::{Eviction, EvictionError, EvictionSettings, Signal},
+};
 pub use kubelet::{Builder, Kubelet};
 pub use server::KubeletApi;
 pub use volumes::local_path::LOCAL_PATH;

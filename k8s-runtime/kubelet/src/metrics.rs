@@ -11,6 +11,7 @@ pub(crate) struct Metrics {
     running: Gauge,
     containers: Gauge,
     started_containers: Counter,
+    evictions: Family<1, Counter>,
 }
 
 impl Metrics {
@@ -39,6 +40,11 @@ impl Metrics {
             ),
             containers: containers.get_or_create(&["running"]),
             started_containers: started.get_or_create(&["container"]),
+            evictions: registry.register(
+                "kubelet_evictions",
+                "Cumulative number of pod evictions by eviction signal",
+                Family::new(["eviction_signal"]),
+            ),
             registry: registry.clone(),
         }
     }
@@ -60,6 +66,11 @@ impl Metrics {
     /// Counts a started container.
     pub(crate) fn container_started(&self) {
         self.started_containers.inc();
+    }
+
+    /// Counts an evicted pod.
+    pub(crate) fn evicted(&self, signal: &str) {
+        self.evictions.get_or_create(&[signal]).inc();
     }
 
     /// Returns all metrics of the registry in the text format.

@@ -27,8 +27,6 @@ const LATE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(7);
 
-pub(crate) use status::pressure;
-
 /// Returns the Node object as the cache has it. Before it is known: what this kubelet registers.
 pub(crate) fn cached(cx: &Context) -> Arc<Node> {
     cx.node.list().into_iter().next().unwrap_or_else(|| {
@@ -61,7 +59,7 @@ pub(crate) async fn run(cx: Arc<Context>) {
 }
 
 /// Returns a reference to a node for events. As upstream, its uid is its name.
-fn involved_node(name: &str) -> ObjectReference {
+pub(crate) fn involved_node(name: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Node".into()),
@@ -105,7 +103,10 @@ async fn register(cx: &Context) -> Result<Said, Error> {
     };
     match api.create(&node).await {
         Ok(made) => match made.status.clone().filter(|s| s.conditions.is_some()) {
-            Some(stored) => return Ok(Said { computed, stored }),
+            Some(stored) => {
+                tell(cx, None, &computed);
+                return Ok(Said { computed, stored });
+            }
             // An API server may drop the status on creation.
             None => return write(cx, made).await,
         },
@@ -127,6 +128,7 @@ async fn write(cx: &Context, mut node: Node) -> Result<Said, Error> {
     let old = node.status.take();
     let computed = status::compute(cx, old.as_ref()).await;
     let mut status = computed.clone();
+    let before = old.clone();
     if let Some(old) = old {
         status.volumes_attached = old.volumes_attached;
         let own = status::CONDITIONS;
@@ -135,7 +137,16 @@ async fn write(cx: &Context, mut node: Node) -> Result<Said, Error> {
     }
     node.status = Some(status);
     let stored = cx.client.all::<Node>().replace_status(&cx.config.node_name, &node).await?;
+    tell(cx, before.as_ref(), &computed);
     Ok(Said { computed, stored: stored.status.unwrap_or_default() })
+}
+
+/// Records an event for each pressure condition that has changed.
+fn tell(cx: &Context, before: Option<&NodeStatus>, now: &NodeStatus) {
+    let name = &cx.config.node_name;
+    for reason in status::changes(before, now) {
+        cx.events.normal(involved_node(name), reason, format!("Node {name} status is now: {reason}"));
+    }
 }
 
 /// Reads the Node object and writes the status if it differs from the computed one. After a pause of this
@@ -145,9 +156,14 @@ async fn report(cx: &Context, first: Said) {
     let mut said = Some(first);
     let mut at = cx.clock.now();
     let mut soon = 0_u32;
+    let mut pressure = cx.pressure.changes();
     loop {
         let (every, asleep) = (if soon > 0 { LOOK_SOON } else { LOOK_EVERY }, cx.clock.now());
-        cx.clock.sleep(every).await;
+        tokio::select! {
+            () = cx.clock.sleep(every) => {}
+            // The scheduler and users learn of pressure at once.
+            Ok(()) = pressure.changed() => {}
+        }
         soon = soon.saturating_sub(1);
         if cx.clock.since(asleep) > every + LATE {
             // Controllers react to the pause in the next seconds.

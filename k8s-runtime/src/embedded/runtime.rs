@@ -28,12 +28,15 @@ use crate::{
         Requests, Resources, Runtime, RuntimeError, RuntimeEvent, SandboxId, SandboxSpec, SandboxStatus,
         Stream,
     },
-    beneath,
+    beneath::{self, DiskUsage},
     images::ResolvedImage,
 };
 
 /// Maximum wait for a container to exit after SIGKILL. (A process in uninterruptible sleep does not exit.)
 const DYING: Duration = Duration::from_secs(30);
+
+/// Maximum time to measure a container's disk usage.
+const MEASURING: Duration = Duration::from_secs(30);
 
 fn new_id() -> String {
     format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
@@ -497,6 +500,16 @@ impl Runtime for Embedded {
     async fn stats(&self, id: &ContainerId) -> Result<ContainerStats, RuntimeError> {
         let cgroup = self.model.with_container(id, |_, c| c.record.cgroup.clone())?;
         self.cgroups.stats(&cgroup).map_err(RuntimeError::io(format!("statistics of container {id}")))
+    }
+
+    async fn disk_usage(&self, id: &ContainerId, enough: u64) -> Result<DiskUsage, RuntimeError> {
+        let sandbox = self.model.with_container(id, |s, _| s.record.id.clone())?;
+        let upper = self.config.sandbox(&sandbox).join("c").join(&id.0).join("upper");
+        match beneath::measure(upper, enough, MEASURING).await {
+            // The root filesystem is not made yet.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(DiskUsage::default()),
+            other => other.map_err(RuntimeError::io(format!("disk usage of container {id}"))),
+        }
     }
 
     fn version(&self) -> String {

@@ -77,7 +77,7 @@ fn a_mistake_in_a_file_names_the_file_and_the_key() {
 
 #[test]
 fn upstreams_kinds_are_read() {
-    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDNS: [10.9.0.10]\nclusterDomain: shop\nport: 10251\naddress: 127.0.0.1\npodCIDR: 10.9.1.0/24\nallowedUnsafeSysctls: [kernel.sem, net.*]\ntlsCipherSuites: [TLS_AES_128_GCM_SHA256]\ntlsMinVersion: VersionTLS13\n";
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nclusterDNS: [10.9.0.10]\nclusterDomain: shop\nport: 10251\naddress: 127.0.0.1\npodCIDR: 10.9.1.0/24\nallowedUnsafeSysctls: [kernel.sem, net.*]\nevictionHard: {memory.available: 200Mi}\nmergeDefaultEvictionSettings: true\nevictionSoft: {memory.available: 1Gi}\nevictionSoftGracePeriod: {memory.available: 1m30s}\nevictionMinimumReclaim: {nodefs.available: 1Gi}\nevictionMaxPodGracePeriod: -1\nevictionPressureTransitionPeriod: 30s\ntlsCipherSuites: [TLS_AES_128_GCM_SHA256]\ntlsMinVersion: VersionTLS13\n";
     let map = printed(&["kubelet", "--kubeconfig", "/k", "--port", "1"], text);
     for (key, value) in [
         ("cluster-dns", serde_json::json!("10.9.0.10")),
@@ -86,11 +86,30 @@ fn upstreams_kinds_are_read() {
         ("address", "127.0.0.1".into()),
         ("pod-cidr", "10.9.1.0/24".into()),
         ("allowed-unsafe-sysctls", serde_json::json!(["kernel.sem", "net.*"])),
+        (
+            "eviction-hard",
+            serde_json::json!([
+                "imagefs.available<15%",
+                "imagefs.inodesFree<5%",
+                "memory.available<200Mi",
+                "nodefs.available<10%",
+                "nodefs.inodesFree<5%",
+            ]),
+        ),
+        ("eviction-soft", serde_json::json!(["memory.available<1Gi"])),
+        ("eviction-soft-grace-period", serde_json::json!(["memory.available=1m30s"])),
+        ("eviction-minimum-reclaim", serde_json::json!(["nodefs.available=1Gi"])),
+        ("eviction-max-pod-grace-period", serde_json::json!("-1")),
+        ("eviction-pressure-transition-period", "30s".into()),
         ("tls-cipher-suites", serde_json::json!(["TLS_AES_128_GCM_SHA256"])),
         ("tls-min-version", "VersionTLS13".into()),
     ] {
         assert_eq!(map[key], value, "{key}");
     }
+    let text = "kind: KubeletConfiguration\nevictionHard: {}\nevictionPressureTransitionPeriod: 0s";
+    let map = printed(&["kubelet", "--kubeconfig", "/k"], text);
+    assert_eq!(map["eviction-hard"], serde_json::json!([""]));
+    assert_eq!(map["eviction-pressure-transition-period"], "5m");
     let text = "kind: KubeSchedulerConfiguration\nleaderElection: {leaderElect: false}\nclientConnection: {kubeconfig: /k}\nprofiles: [{schedulerName: mine}]";
     let map = printed(&["kube-scheduler"], text);
     assert_eq!((&map["leader-elect"], &map["kubeconfig"]), (&false.into(), &"/k".into()));

@@ -1,10 +1,13 @@
 //! Upstream's component configuration files, as entries of ours.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     path::Path,
+    time::Duration,
 };
 
+use k8s_kubelet::EvictionSettings;
 use serde::{Deserialize, de::DeserializeOwned};
 
 type Entries = Vec<(String, Vec<String>)>;
@@ -25,6 +28,13 @@ struct Kubelet {
     #[serde(rename = "podCIDR")]
     pod_cidr: Option<String>,
     allowed_unsafe_sysctls: Vec<String>,
+    eviction_hard: Option<BTreeMap<String, String>>,
+    eviction_soft: BTreeMap<String, String>,
+    eviction_soft_grace_period: BTreeMap<String, String>,
+    eviction_minimum_reclaim: BTreeMap<String, String>,
+    eviction_max_pod_grace_period: Option<i32>,
+    eviction_pressure_transition_period: Option<String>,
+    merge_default_eviction_settings: bool,
     tls_cipher_suites: Vec<String>,
     tls_min_version: Option<String>,
 }
@@ -70,6 +80,27 @@ pub(super) fn entries(text: &str, command: &str, file: &Path) -> Result<Entries,
             add("address", one(file.address.map(|a| a.to_string())));
             add("pod-cidr", one(file.pod_cidr));
             add("allowed-unsafe-sysctls", file.allowed_unsafe_sysctls);
+            if let Some(mut hard) = file.eviction_hard {
+                if file.merge_default_eviction_settings {
+                    for (signal, amount) in EvictionSettings::DEFAULT_HARD {
+                        hard.entry(signal.to_owned()).or_insert_with(|| amount.to_owned());
+                    }
+                }
+                let texts = pairs(hard, '<');
+                // An empty map is no threshold.
+                add("eviction-hard", if texts.is_empty() { vec![String::new()] } else { texts });
+            }
+            add("eviction-soft", pairs(file.eviction_soft, '<'));
+            add("eviction-soft-grace-period", pairs(file.eviction_soft_grace_period, '='));
+            add("eviction-minimum-reclaim", pairs(file.eviction_minimum_reclaim, '='));
+            add(
+                "eviction-max-pod-grace-period",
+                one(file.eviction_max_pod_grace_period.map(|n| n.to_string())),
+            );
+            // As upstream, zero means the default.
+            let transition = file.eviction_pressure_transition_period;
+            let is_zero = |text: &str| matches!(crate::duration::parse(text), Ok(Duration::ZERO));
+            add("eviction-pressure-transition-period", one(transition.filter(|text| !is_zero(text))));
             add("tls-cipher-suites", file.tls_cipher_suites);
             add("tls-min-version", one(file.tls_min_version));
         }
@@ -84,6 +115,11 @@ pub(super) fn entries(text: &str, command: &str, file: &Path) -> Result<Entries,
         other => return Err(format!("{other} has no `kind` of configuration; the keys are its flags")),
     }
     Ok(all)
+}
+
+/// Pairs as flags have them.
+fn pairs(map: BTreeMap<String, String>, separator: char) -> Vec<String> {
+    map.into_iter().map(|(key, value)| format!("{key}{separator}{value}")).collect()
 }
 
 fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {

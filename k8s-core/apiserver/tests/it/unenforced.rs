@@ -19,12 +19,14 @@ async fn send(
 
 fn pod(name: &str) -> Value {
     json!({"metadata": {"name": name}, "spec": {
-        "volumes": [{"name": "a", "emptyDir": {"sizeLimit": "10Mi"}}, {"name": "b", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}}],
-        "containers": [{"name": "c", "image": "x", "resources": {"limits": {"ephemeral-storage": "10Mi", "cpu": "1"}}}]}})
+        "hostnameOverride": "h",
+        "volumes": [{"name": "a", "emptyDir": {"sizeLimit": "10Mi"}}],
+        "containers": [{"name": "c", "image": "x", "securityContext": {"seLinuxOptions": {"level": "s0"}},
+            "resources": {"limits": {"ephemeral-storage": "10Mi", "cpu": "1"}}}]}})
 }
 
-const SIZE: &str = "emptyDir: sizeLimit is enforced with medium Memory only";
-const DISK: &str = "containers[0].resources.limits.ephemeral-storage: use of the disk is not limited";
+const NAME: &str = "hostnameOverride: the hostname is not overridden";
+const SELINUX: &str = "containers[0].securityContext.seLinuxOptions: SELinux options are not applied";
 
 #[tokio::test]
 async fn fields_that_are_not_enforced_are_warned_of_when_they_are_set() {
@@ -33,7 +35,7 @@ async fn fields_that_are_not_enforced_are_warned_of_when_they_are_set() {
     send(&server, "POST", &format!("{base}/serviceaccounts"), &json!({"metadata": {"name": "default"}}))
         .await;
     let pods = format!("{base}/pods");
-    let want = vec![format!("spec.volumes[0].{SIZE}"), format!("spec.{DISK}")];
+    let want = vec![format!("spec.{NAME}"), format!("spec.{SELINUX}")];
     assert_eq!(send(&server, "POST", &format!("{pods}?dryRun=All"), &pod("p")).await, (201, want.clone()));
     assert_eq!(send(&server, "POST", &pods, &pod("p")).await, (201, want));
     let label = json!({"metadata": {"labels": {"a": "b"}}});
@@ -46,7 +48,7 @@ async fn fields_that_are_not_enforced_are_warned_of_when_they_are_set() {
     let mut template = pod("t");
     template["metadata"] = json!({"labels": {"a": "b"}});
     let deployment = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template}});
-    let want = vec![format!("spec.template.spec.volumes[0].{SIZE}"), format!("spec.template.spec.{DISK}")];
+    let want = vec![format!("spec.template.spec.{NAME}"), format!("spec.template.spec.{SELINUX}")];
     assert_eq!(
         send(&server, "POST", "/apis/apps/v1/namespaces/default/deployments", &deployment).await,
         (201, want)

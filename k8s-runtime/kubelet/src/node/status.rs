@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use crate::{
-    context::Context,
-    facts::{self, Facts},
-    types::*,
-};
+use crate::{context::Context, eviction::plan::Condition, facts::Facts, types::*};
 
 /// Quantities by the name of the resource.
 type Resources = BTreeMap<String, ApiQuantity>;
@@ -19,10 +15,6 @@ const DECLARED_FEATURES: [&str; 2] =
     ["InPlacePodLevelResourcesVerticalScaling", "InPlacePodVerticalScalingInitContainers"];
 /// Maximum number of images in the status, as upstream's `--node-status-max-images`.
 const MOST_IMAGES: usize = 50;
-const LEAST_MEMORY: i64 = 100 << 20;
-/// Free bytes that are enough for any disk size. Upstream's rule alone (10 %) would report DiskPressure with
-/// 25 GB free on a disk of 256 GB.
-const ENOUGH_DISK: i64 = 1 << 30;
 
 /// Returns `GOARCH` of the machine.
 fn architecture() -> &'static str {
@@ -50,62 +42,21 @@ pub(super) fn labels(cx: &Context) -> BTreeMap<String, String> {
     labels
 }
 
-/// The pressure conditions: true where a resource is short.
-#[derive(Default)]
-pub(crate) struct Pressure {
-    memory: bool,
-    disk: bool,
-    pids: bool,
-}
-
-impl Pressure {
-    /// Returns the types of the conditions that hold.
-    pub(crate) fn names(&self) -> Vec<&'static str> {
-        let holds = [self.memory, self.disk, self.pids];
-        CONDITIONS.into_iter().zip(holds).filter(|(_, holds)| *holds).map(|(name, _)| name).collect()
-    }
-}
-
-/// Returns `true` if `free` is below the threshold for a disk of `total` bytes.
-fn disk_is_short((total, free): (i64, i64)) -> bool {
-    free < (total / 10).min(ENOUGH_DISK)
-}
-
-/// Reads the pressure of the machine.
-pub(crate) fn pressure(cx: &Context) -> Pressure {
-    if !cx.config.machine_pressure {
-        return Pressure::default();
-    }
-    let disk = facts::disk(&cx.config).is_some_and(disk_is_short);
-    let number =
-        |path: &str| std::fs::read_to_string(path).ok()?.split_whitespace().next()?.parse::<i64>().ok();
-    let tasks = std::fs::read_to_string("/proc/loadavg")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(3)?.split_once('/')?.1.parse::<i64>().ok());
-    let most = number("/proc/sys/kernel/pid_max");
-    Pressure {
-        memory: facts::meminfo("MemAvailable").is_some_and(|free| free < LEAST_MEMORY),
-        disk,
-        pids: matches!((tasks, most), (Some(tasks), Some(most)) if tasks > most / 10 * 9),
-    }
-}
-
 fn conditions(cx: &Context, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
     let now = cx.clock.time();
-    let pressure = pressure(cx);
     let rows = [
         (
-            pressure.memory,
+            cx.pressure.holds(Condition::Memory),
             ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
             ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
         ),
         (
-            pressure.disk,
+            cx.pressure.holds(Condition::Disk),
             ("KubeletHasDiskPressure", "kubelet has disk pressure"),
             ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         ),
         (
-            pressure.pids,
+            cx.pressure.holds(Condition::Pid),
             ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
             ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         ),
@@ -135,6 +86,26 @@ fn conditions(cx: &Context, old: Option<&NodeStatus>) -> Vec<NodeCondition> {
             }
         })
         .collect()
+}
+
+/// Reasons of events about the pressure conditions, without and with pressure.
+const EVENTS: [(&str, [&str; 2]); 3] = [
+    ("MemoryPressure", ["NodeHasSufficientMemory", "NodeHasInsufficientMemory"]),
+    ("DiskPressure", ["NodeHasNoDiskPressure", "NodeHasDiskPressure"]),
+    ("PIDPressure", ["NodeHasSufficientPID", "NodeHasInsufficientPID"]),
+];
+
+/// Returns the reasons of events about pressure conditions that differ from those before.
+pub(super) fn changes(before: Option<&NodeStatus>, now: &NodeStatus) -> Vec<&'static str> {
+    let status = |of: &NodeStatus, type_: &str| {
+        of.conditions.iter().flatten().find(|c| c.type_ == type_).map(|c| c.status.clone())
+    };
+    let changed = EVENTS.iter().filter_map(|(type_, [calm, pressed])| {
+        let is = status(now, type_)?;
+        let was = before.and_then(|before| status(before, type_));
+        (was.as_ref() != Some(&is)).then_some(if is == "True" { *pressed } else { *calm })
+    });
+    changed.collect()
 }
 
 fn addresses(facts: &Facts) -> Vec<NodeAddress> {
@@ -243,18 +214,26 @@ mod tests {
     }
 
     #[test]
-    fn a_large_disk_is_not_short_of_space_while_a_gigabyte_is_left() {
-        const GB: i64 = 1 << 30;
-        let rows = [
-            ((252 * GB, 24 * GB), false),
-            ((252 * GB, GB), false),
-            ((252 * GB, GB - 1), true),
-            ((4 * GB, GB / 2), false),
-            ((4 * GB, GB / 3), true),
-            ((0, 0), false),
-        ];
-        for (disk, short) in rows {
-            assert_eq!(disk_is_short(disk), short, "{disk:?}");
-        }
+    fn a_condition_that_changes_is_told_once() {
+        let status = |pairs: &[(&str, &str)]| NodeStatus {
+            conditions: Some(
+                pairs
+                    .iter()
+                    .map(|(type_, status)| NodeCondition {
+                        type_: (*type_).to_owned(),
+                        status: (*status).to_owned(),
+                        ..NodeCondition::default()
+                    })
+                    .collect(),
+            ),
+            ..NodeStatus::default()
+        };
+        let calm = status(&[("MemoryPressure", "False"), ("DiskPressure", "False"), ("Ready", "True")]);
+        let full = status(&[("MemoryPressure", "False"), ("DiskPressure", "True"), ("Ready", "True")]);
+        assert_eq!(changes(None, &calm), ["NodeHasSufficientMemory", "NodeHasNoDiskPressure"]);
+        assert_eq!(changes(Some(&calm), &full), ["NodeHasDiskPressure"]);
+        assert_eq!(changes(Some(&full), &full), [""; 0]);
+        let unknown = status(&[("MemoryPressure", "Unknown"), ("DiskPressure", "True")]);
+        assert_eq!(changes(Some(&unknown), &full), ["NodeHasSufficientMemory"]);
     }
 }

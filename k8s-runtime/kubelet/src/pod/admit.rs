@@ -14,22 +14,23 @@
 mod fit;
 mod preempt;
 
-use std::{borrow::Cow, time::Duration};
+pub(crate) use preempt::is_critical;
 
-use k8s_core::{
-    events::involved_container,
-    meta::{ObjectExt, node::is_tolerated},
-};
-use tokio_util::sync::CancellationToken;
+use std::{borrow::Cow, time::Duration};
 
 use super::{allocate, records};
 use crate::{
     context::Context,
-    ledger::Held,
+    eviction::EVICTED,
+    ledger::{Disruption, Entry, Held, Leash},
     node,
     resources::{Qos, qos},
     sysctls::Sysctls,
     types::*,
+};
+use k8s_core::{
+    events::involved_container,
+    meta::{ObjectExt, node::is_tolerated},
 };
 
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
@@ -78,40 +79,36 @@ fn is_over(pod: &Pod) -> bool {
     matches!(phase, Some("Failed" | "Succeeded"))
 }
 
-/// Admits a pod, or returns the reason for which it is rejected. The token is cancelled when the pod is
-/// preempted. Pods that are over or being deleted are not checked, since nothing is started for them.
-pub(crate) async fn admit(
-    cx: &Context,
-    pod: &Pod,
-    has_sandboxes: bool,
-) -> Result<CancellationToken, Refusal> {
+/// Admits a pod, or returns the reason for which it is rejected. Pods that are over or being deleted are not
+/// checked, since nothing is started for them.
+pub(crate) async fn admit(cx: &Context, pod: &Pod, has_sandboxes: bool) -> Result<Leash, Refusal> {
     if is_over(pod) {
         let recorded = pod.status.as_ref().and_then(Refusal::recorded);
-        return recorded.map_or_else(|| Ok(CancellationToken::new()), Err);
+        return recorded.map_or_else(|| Ok(Leash::default()), Err);
     }
     if has_sandboxes {
         return Ok(cx.ledger.hold(pod));
     }
     if pod.is_deleting() {
-        return Ok(CancellationToken::new());
+        return Ok(Leash::default());
     }
     if was_admitted(pod, has_sandboxes) {
         isolation(pod, &cx.sysctls)?;
         return Ok(cx.ledger.hold(pod));
     }
-    under_pressure(pod, &node::pressure(cx).names())?;
+    under_pressure(pod, &cx.pressure.names())?;
     sysctls(pod, &cx.sysctls)?;
     before_fit(pod)?;
-    let token = fitting(cx, pod).await?;
+    let leash = fitting(cx, pod).await?;
     if let Err(refusal) = app_armor(pod) {
         allocate::release(cx, pod.uid());
         return Err(refusal);
     }
-    Ok(token)
+    Ok(leash)
 }
 
 /// Admits a pod if it fits. Where only resources are missing, a critical pod preempts others.
-async fn fitting(cx: &Context, pod: &Pod) -> Result<CancellationToken, Refusal> {
+async fn fitting(cx: &Context, pod: &Pod) -> Result<Leash, Refusal> {
     let mut node = node::cached(cx);
     let mut is_fresh = false;
     loop {
@@ -119,7 +116,7 @@ async fn fitting(cx: &Context, pod: &Pod) -> Result<CancellationToken, Refusal> 
             none if none.is_empty() => Ok(()),
             some => Err(some),
         }) {
-            Ok(token) => return Ok(token),
+            Ok(leash) => return Ok(leash),
             Err(failures) => failures,
         };
         if !is_fresh && failures.iter().all(fit::Failure::is_affinity) {
@@ -130,7 +127,7 @@ async fn fitting(cx: &Context, pod: &Pod) -> Result<CancellationToken, Refusal> 
                 continue;
             }
         }
-        if !preempt::is_critical(pod) {
+        if !is_critical(pod) {
             return Err(first(&failures));
         }
         let others = failures.iter().find(|f| !matches!(f, fit::Failure::Insufficient { .. }));
@@ -142,11 +139,31 @@ async fn fitting(cx: &Context, pod: &Pod) -> Result<CancellationToken, Refusal> 
     }
 }
 
-/// Checks a resize beside the pods that the node has otherwise.
-pub(crate) fn resize(pod: &Pod, node: &Node, others: &Held, pressure: &[&str]) -> Result<(), Refusal> {
-    under_pressure(pod, pressure)?;
+/// The reason for which a resize is not allocated now.
+#[derive(Debug)]
+pub(crate) enum Obstacle {
+    Refused(Refusal),
+    /// A critical pod gets its room from these pods. Empty: some are ending already.
+    Victims(Vec<Entry>),
+}
+
+/// Checks a resize beside the pods that the node has otherwise. As upstream, one of a critical pod preempts
+/// others if only resources are missing.
+pub(crate) fn resize(pod: &Pod, node: &Node, others: &Held, pressure: &[&str]) -> Result<(), Obstacle> {
+    under_pressure(pod, pressure).map_err(Obstacle::Refused)?;
     let failures = fit::failures(pod, node, others);
-    if failures.is_empty() { Ok(()) } else { Err(first(&failures)) }
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let other = failures.iter().find(|f| !matches!(f, fit::Failure::Insufficient { .. }));
+    if !is_critical(pod) || other.is_some() {
+        return Err(Obstacle::Refused(other.map_or_else(|| first(&failures), fit::Failure::refusal)));
+    }
+    if others.entries().any(|entry| entry.leash.is_ending()) {
+        return Err(Obstacle::Victims(Vec::new()));
+    }
+    let victims = victims(pod, others, &failures).map_err(Obstacle::Refused)?;
+    Err(Obstacle::Victims(victims.into_iter().cloned().collect()))
 }
 
 fn first(failures: &[fit::Failure]) -> Refusal {
@@ -154,25 +171,41 @@ fn first(failures: &[fit::Failure]) -> Refusal {
     failures.first().map_or_else(|| Refusal::new("UnknownReason", unknown), fit::Failure::refusal)
 }
 
-/// Preempts pods, and waits until they have ended.
-async fn make_room(cx: &Context, pod: &Pod, failures: &[fit::Failure]) -> Result<(), Refusal> {
-    let others = cx.ledger.beside(pod.uid()).0;
-    let victims = preempt::victims(pod, others.entries(), failures).map_err(|why| {
+/// Chooses the pods that a critical pod preempts.
+fn victims<'a>(pod: &Pod, others: &'a Held, failures: &[fit::Failure]) -> Result<Vec<&'a Entry>, Refusal> {
+    preempt::victims(pod, others.entries(), failures).map_err(|why| {
         let why = format!("preemption: error finding a set of pods to preempt: {why}");
         let text = "Unexpected error while attempting to recover from admission failure";
         Refusal::new("UnexpectedAdmissionError", format!("{text}: {why}"))
-    })?;
-    let mut longest = 0;
-    for victim in &victims {
+    })
+}
+
+/// Ends pods for a critical one.
+pub(crate) fn preempt<'a>(cx: &Context, pod: &Pod, victims: impl IntoIterator<Item = &'a Entry>) {
+    for victim in victims {
         tracing::info!(pod = %victim.pod.key(), critical = %pod.key(), "pod preempted");
         cx.events.warning(involved_container(&victim.pod, None), PREEMPTING, PREEMPTED);
-        victim.preempt.cancel();
-        let spec = victim.pod.spec.as_ref();
-        longest = longest.max(spec.and_then(|s| s.termination_grace_period_seconds).unwrap_or(30));
+        victim.leash.end(Disruption {
+            reason: PREEMPTING,
+            message: PREEMPTED.into(),
+            condition: Some(TARGETED.into()),
+            grace: None,
+        });
     }
+}
+
+/// Preempts pods, and waits until they have ended.
+async fn make_room(cx: &Context, pod: &Pod, failures: &[fit::Failure]) -> Result<(), Refusal> {
+    let others = cx.ledger.beside(pod.uid()).0;
+    let victims = victims(pod, &others, failures)?;
+    preempt(cx, pod, victims.iter().copied());
+    let grace = |victim: &&Entry| {
+        let own = victim.pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds);
+        u64::try_from(own.unwrap_or(30)).unwrap_or(0)
+    };
+    let longest = victims.iter().map(grace).max().unwrap_or(0);
     let uids: Vec<String> = victims.iter().map(|victim| victim.pod.uid().to_owned()).collect();
-    let patience =
-        Duration::from_secs(u64::try_from(longest).unwrap_or(0).saturating_mul(3) / 2).max(LEAST_PATIENCE);
+    let patience = Duration::from_secs(longest.saturating_mul(3) / 2).max(LEAST_PATIENCE);
     tokio::select! {
         () = cx.ledger.released(&uids) => {}
         () = cx.clock.sleep(patience) => {
@@ -184,14 +217,16 @@ async fn make_room(cx: &Context, pod: &Pod, failures: &[fit::Failure]) -> Result
 
 /// Least time to wait for preempted pods, as upstream.
 const LEAST_PATIENCE: Duration = Duration::from_secs(10);
+/// Message of the condition DisruptionTarget of a preempted pod.
+const TARGETED: &str = "Pod was preempted by Kubelet to accommodate a critical pod.";
 /// Reason of the event and the status of a preempted pod.
-pub(crate) const PREEMPTING: &str = "Preempting";
+const PREEMPTING: &str = "Preempting";
 /// Message of the event and the status of a preempted pod.
-pub(crate) const PREEMPTED: &str = "Preempted in order to admit critical pod";
+const PREEMPTED: &str = "Preempted in order to admit critical pod";
 
 /// Rejects pods that would be evicted next. Memory pressure concerns BestEffort pods only.
 fn under_pressure(pod: &Pod, conditions: &[&str]) -> Result<(), Refusal> {
-    if conditions.is_empty() || preempt::is_critical(pod) {
+    if conditions.is_empty() || is_critical(pod) {
         return Ok(());
     }
     let spec = pod.spec.clone().unwrap_or_default();
@@ -206,7 +241,7 @@ fn under_pressure(pod: &Pod, conditions: &[&str]) -> Result<(), Refusal> {
             return Ok(());
         }
     }
-    Err(Refusal::new("Evicted", format!("The node had condition: [{}]. ", conditions.join(" "))))
+    Err(Refusal::new(EVICTED, format!("The node had condition: [{}]. ", conditions.join(" "))))
 }
 
 /// Rejects pods for other operating systems, and groups that the runtime cannot set.

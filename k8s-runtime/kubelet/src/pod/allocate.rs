@@ -7,6 +7,7 @@
 //! 1. A resize is allocated only if it fits beside what all other pods hold; check and allocation are one
 //!    step ([`crate::ledger`]).
 //! 2. Nothing is decided before the pods that the node had are counted.
+//! 3. A critical pod preempts others for its resize, and gets the room once they have ended.
 //!
 //! Not here: `Infeasible`, which upstream says of nodes with swap, or with static CPU or memory managers.
 
@@ -16,7 +17,7 @@ use std::{
 };
 
 use super::{
-    admit,
+    admit::{self, Obstacle},
     worker::Mailbox,
     world::{Message, Verdict},
 };
@@ -61,14 +62,18 @@ fn retry(cx: &Context) {
 
 /// Decides on one resize. Returns `true` if it goes on waiting.
 fn decide(cx: &Context, pod: &Arc<Pod>, mailbox: &Mailbox) -> bool {
-    let (node, pressure) = (node::cached(cx), node::pressure(cx).names());
+    let (node, pressure) = (node::cached(cx), cx.pressure.names());
     let decided = cx.ledger.resize(pod, |others| admit::resize(pod, &node, others, &pressure));
     // A pod without an entry is over.
     let Some(decided) = decided else { return false };
-    let waits = decided.is_err();
-    let verdict = match decided {
-        Ok(()) => Verdict::Allocated(pod.clone()),
-        Err(refusal) => Verdict::Deferred(pod.clone(), refusal),
+    let (verdict, waits) = match decided {
+        Ok(()) => (Verdict::Allocated(pod.clone()), false),
+        Err(Obstacle::Refused(refusal)) => (Verdict::Deferred(pod.clone(), refusal), true),
+        Err(Obstacle::Victims(victims)) => {
+            // Their end frees the room, and the decision is taken again.
+            admit::preempt(cx, pod, &victims);
+            return true;
+        }
     };
     mailbox.send(Message::Resize(verdict));
     waits

@@ -90,8 +90,8 @@ fn end_cause(now: Timestamp, world: &World, acts: &mut Vec<Act>) -> Option<Cause
     if is_complete(world) {
         return Some(Cause::Completed);
     }
-    if world.preempted {
-        return Some(Cause::Preempted);
+    if world.disrupted.is_some() {
+        return Some(Cause::Disrupted);
     }
     let seconds = world.spec().active_deadline_seconds?;
     let deadline = world.start_time.saturating_add(jiff::SignedDuration::from_secs(seconds)).ok()?;

@@ -7,12 +7,7 @@ use std::net::IpAddr;
 
 use k8s_core::meta::ObjectExt;
 
-use super::{
-    admit::{self, Refusal},
-    life::*,
-    resize,
-    world::*,
-};
+use super::{admit::Refusal, life::*, resize, world::*};
 use crate::{
     cgroups::{self, Size},
     resources,
@@ -36,7 +31,7 @@ pub(crate) const OWN_CONDITIONS: [&str; 7] = [
     resize::IN_PROGRESS,
 ];
 
-/// Condition that the kubelet writes for pods that it preempts, and other writers for theirs.
+/// Condition that the kubelet writes for pods that it evicts or preempts, and other writers for theirs.
 const DISRUPTION_TARGET: &str = "DisruptionTarget";
 /// Reason of the kubelet's [`DISRUPTION_TARGET`].
 const BY_KUBELET: &str = "TerminationByKubelet";
@@ -67,23 +62,26 @@ pub(crate) fn compute(
     let mains = of_role(&[Role::Main]);
     let ephemeral = of_role(&[Role::Ephemeral]);
     let deadline = world.ending.is_some_and(|e| e.cause == Cause::Deadline);
-    let preempted = world.ending.is_some_and(|e| e.cause == Cause::Preempted);
+    let is_disrupted = world.ending.is_some_and(|e| e.cause == Cause::Disrupted);
+    let disrupted = world.disrupted.as_ref().filter(|_| is_disrupted);
     let alive = world.containers.iter().any(Life::is_alive);
     let old_phase = old.and_then(|o| o.phase.as_deref());
     let phase = match old_phase {
         Some(end @ ("Failed" | "Succeeded")) => end.to_owned(),
-        _ if deadline || (preempted && !alive) => "Failed".to_owned(),
+        _ if deadline || (is_disrupted && !alive) => "Failed".to_owned(),
         _ => phase(world, &mains).to_owned(),
     };
     let is_running = phase == "Running";
     let generation = world.pod.metadata.generation;
     let mut conditions = conditions(now, world, &phase, &init, &mains, old, generation);
-    if preempted && !conditions.iter().any(|c| c.type_ == DISRUPTION_TARGET) {
+    if let Some(message) = disrupted.and_then(|why| why.condition.clone())
+        && !conditions.iter().any(|c| c.type_ == DISRUPTION_TARGET)
+    {
         conditions.push(PodCondition {
             type_: DISRUPTION_TARGET.into(),
             status: "True".into(),
             reason: Some(BY_KUBELET.into()),
-            message: Some("Pod was preempted by Kubelet to accommodate a critical pod.".into()),
+            message: Some(message),
             last_transition_time: Some(seconds(now)),
             observed_generation: generation,
             last_probe_time: None,
@@ -114,9 +112,9 @@ pub(crate) fn compute(
     if deadline {
         status.reason = Some("DeadlineExceeded".into());
         status.message = Some("Pod was active on the node longer than the specified deadline".into());
-    } else if preempted {
-        status.reason = Some(admit::PREEMPTING.into());
-        status.message = Some(admit::PREEMPTED.into());
+    } else if let Some(why) = disrupted.filter(|_| !alive) {
+        status.reason = Some(why.reason.into());
+        status.message = Some(why.message.clone());
     } else if let Some(old) = old {
         status.reason = old.reason.clone();
         status.message = old.message.clone();

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     allocation::Allocation,
     context::Context,
+    ledger::Leash,
     types::*,
     view::{ContainerView, PodView},
     volumes::{self, Mounted},
@@ -102,6 +103,7 @@ struct Worker {
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
     writer: Writer,
+    leash: Leash,
     probes: Probes,
     watches: Watches,
     /// The status reported last.
@@ -133,6 +135,7 @@ pub(crate) fn start(start: Start) -> (Handle, impl Future<Output = ()> + Send + 
             wake: None,
             shutdown,
             tasks: JoinSet::new(),
+            leash: Leash::default(),
             probes: Probes::default(),
             watches: Watches::default(),
             ending: CancellationToken::new(),
@@ -154,10 +157,11 @@ impl Worker {
             admitted = admit::admit(&self.cx, &pod, !known.is_empty()) => admitted,
             () = self.shutdown.cancelled() => return self.leave().await,
         };
-        let (preempt, refusal) = match admitted {
-            Ok(preempt) => (preempt, None),
-            Err(refusal) => (CancellationToken::new(), Some(refusal)),
+        let (leash, refusal) = match admitted {
+            Ok(leash) => (leash, None),
+            Err(refusal) => (Leash::default(), Some(refusal)),
         };
+        self.leash = leash.clone();
         let seen = self.seen(known);
         if self.cx.ledger.requests(pod.uid()).is_some() {
             self.save(&self.world.allocation);
@@ -181,7 +185,9 @@ impl Worker {
             let mail = tokio::select! {
                 mail = self.inbox.recv() => mail,
                 () = timer => None,
-                () = preempt.cancelled(), if !self.world.preempted => Some(Mail::World(Box::new(Message::Preempt))),
+                why = leash.ended(), if self.world.disrupted.is_none() => {
+                    Some(Mail::World(Box::new(Message::Disrupt(why))))
+                }
                 () = self.shutdown.cancelled() => return self.leave().await,
             };
             let mut messages = Vec::new();
@@ -278,6 +284,7 @@ impl Worker {
     /// Frees the pod's resources once nothing of it runs, or others count it as gone.
     fn release_if_over(&self) {
         if self.world.gone || self.world.ending.is_some_and(|ending| ending.stage.is_down()) {
+            self.leash.down.cancel();
             allocate::release(&self.cx, self.world.pod.uid());
         }
     }

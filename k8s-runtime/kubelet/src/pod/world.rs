@@ -33,7 +33,7 @@ pub(crate) use self::{
     message::{Message, Observed, Seen, StartOutcome, Verdict},
 };
 use super::{admit::Refusal, life::*, resize::Resize};
-use crate::{allocation::Allocation, types::*, volumes::Mounted};
+use crate::{allocation::Allocation, eviction::EVICTED, ledger::Disruption, types::*, volumes::Mounted};
 
 /// State of the pod's volumes.
 #[derive(Clone, Debug)]
@@ -117,8 +117,8 @@ pub(crate) enum Cause {
     Declared,
     /// This node rejected the pod.
     Refused,
-    /// The kubelet needs its resources for a critical pod.
-    Preempted,
+    /// The kubelet has evicted or preempted it.
+    Disrupted,
 }
 
 /// Stage of a pod's termination.
@@ -186,8 +186,8 @@ pub(crate) struct World {
     pub(crate) services_known: bool,
     /// Reason for which this node rejected the pod.
     pub(crate) refusal: Option<Refusal>,
-    /// A critical pod needs the pod's resources.
-    pub(crate) preempted: bool,
+    /// The reason for which the kubelet has evicted or preempted the pod.
+    pub(crate) disrupted: Option<Disruption>,
 }
 
 impl World {
@@ -212,7 +212,7 @@ impl World {
             start_time,
             services_known: true,
             refusal: None,
-            preempted: false,
+            disrupted: None,
         };
         world.take_spec();
         world
@@ -276,6 +276,12 @@ impl World {
     /// Returns a container by name.
     pub(crate) fn life_mut(&mut self, name: &str) -> Option<&mut Life> {
         self.containers.iter_mut().find(|l| l.name == name)
+    }
+
+    /// Returns `true` if the kubelet has evicted the pod, so that it ends for that.
+    fn is_evicted(&self) -> bool {
+        self.ending.is_some_and(|ending| ending.cause == Cause::Disrupted)
+            && self.disrupted.as_ref().is_some_and(|why| why.reason == EVICTED)
     }
 
     /// Returns the grace period of the deletion, else of the specification; at least 1 s.

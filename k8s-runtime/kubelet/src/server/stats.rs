@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     context::Context,
+    eviction::thresholds::Signal,
     samples::Sample,
     types::{Time, Timestamp},
 };
@@ -85,8 +86,36 @@ pub(super) async fn summary(cx: &Context) -> Response<Body> {
     });
     let capacity = u64::try_from(cx.facts.memory).unwrap_or(0);
     node["memory"]["availableBytes"] = capacity.saturating_sub(sample.working_set_bytes).into();
+    if cx.config.machine_pressure {
+        disks(cx, &mut node);
+    }
     let pods: Vec<Value> = pods.iter().map(of_pod).collect();
     answer(StatusCode::OK, &json!({"node": node, "pods": pods}))
+}
+
+/// Adds the disks and process ids of the node.
+fn disks(cx: &Context, node: &mut Value) {
+    let (seen, now) = (cx.signals.observe(), Time(cx.clock.now()));
+    let disk = |bytes: Signal, inodes: Signal| {
+        let mut disk = json!({"time": now});
+        if let Some(bytes) = seen.get(&bytes) {
+            disk["availableBytes"] = bytes.available.into();
+            disk["capacityBytes"] = bytes.capacity.into();
+            disk["usedBytes"] = bytes.capacity.saturating_sub(bytes.available).into();
+        }
+        if let Some(inodes) = seen.get(&inodes) {
+            disk["inodesFree"] = inodes.available.into();
+            disk["inodes"] = inodes.capacity.into();
+            disk["inodesUsed"] = inodes.capacity.saturating_sub(inodes.available).into();
+        }
+        disk
+    };
+    node["fs"] = disk(Signal::NodeFsAvailable, Signal::NodeFsInodesFree);
+    node["runtime"] = json!({"imageFs": disk(Signal::ImageFsAvailable, Signal::ImageFsInodesFree)});
+    if let Some(pids) = seen.get(&Signal::PidAvailable) {
+        let used = pids.capacity.saturating_sub(pids.available);
+        node["rlimit"] = json!({"time": now, "maxpid": pids.capacity, "curproc": used});
+    }
 }
 
 /// Time of a sample, to the second.

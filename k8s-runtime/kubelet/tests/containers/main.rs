@@ -20,7 +20,7 @@ use cluster::Api;
 use http::Request;
 use http_body_util::BodyExt;
 use k8s_core::{api::api::core::v1::Pod, client::DeleteOptions, clock::Clock};
-use k8s_kubelet::Kubelet;
+use k8s_kubelet::{Eviction, Kubelet};
 use k8s_runtime::{
     Runtime,
     embedded::{Embedded, EmbeddedConfig, preflight, reset},
@@ -115,6 +115,8 @@ impl Node {
                     c.root_dir = dir.join("kubelet");
                     c.log_dir = dir.join("logs");
                     c.port = 0;
+                    // The machine may be short of disk.
+                    c.eviction = Eviction::none();
                 })
                 .runtime(runtime.clone())
                 .images(self.images.clone())

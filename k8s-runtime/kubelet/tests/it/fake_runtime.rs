@@ -26,6 +26,8 @@ struct State {
     images: Vec<String>,
     fail_sandboxes: u32,
     stats_read: usize,
+    /// Bytes of writable layers by the container's name.
+    layers: HashMap<String, u64>,
 }
 
 #[derive(Clone)]
@@ -60,6 +62,10 @@ impl FakeRuntime {
 
     pub fn add_image(&self, image: &str) {
         self.state.lock().unwrap().images.push(image.to_owned());
+    }
+
+    pub fn set_layer(&self, container: &str, bytes: u64) {
+        self.state.lock().unwrap().layers.insert(container.to_owned(), bytes);
     }
 
     pub fn fail_sandboxes(&self, times: u32) {
@@ -328,6 +334,12 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    async fn disk_usage(&self, id: &ContainerId, _: u64) -> Result<DiskUsage, RuntimeError> {
+        let name = self.status(id).await?.spec.name;
+        let bytes = self.state.lock().unwrap().layers.get(&name).copied().unwrap_or(0);
+        Ok(DiskUsage { bytes, inodes: 1 })
+    }
+
     async fn exec(&self, _: &ContainerId, request: &ExecRequest) -> Result<Attached, RuntimeError> {
         let command = request.command.join(" ");
         self.note(format!("exec {command}"));
@@ -385,11 +397,7 @@ impl Images for FakeRuntime {
             return Err(RuntimeError::Invalid("invalid reference format".into()));
         }
         let there = self.state.lock().unwrap().images.iter().any(|i| i == reference);
-        Ok(there.then(|| ImageInfo {
-            id: "sha256:1".into(),
-            tags: vec![reference.into()],
-            ..ImageInfo::default()
-        }))
+        Ok(there.then(|| image(reference)))
     }
 
     async fn pull(&self, reference: &str, _: Option<(String, String)>) -> Result<ImageInfo, RuntimeError> {
@@ -399,12 +407,19 @@ impl Images for FakeRuntime {
     }
 
     async fn list(&self) -> Result<Vec<ImageInfo>, RuntimeError> {
-        Ok(Vec::new())
+        Ok(self.state.lock().unwrap().images.iter().map(|name| image(name)).collect())
     }
 
-    async fn remove(&self, _: &str) -> Result<(), RuntimeError> {
+    async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
+        self.note(format!("remove-image {id}"));
+        self.state.lock().unwrap().images.retain(|name| image(name).id != id);
         Ok(())
     }
+}
+
+fn image(name: &str) -> ImageInfo {
+    let id = if name == "here:1" { "sha256:1".into() } else { format!("sha256:{name}") };
+    ImageInfo { id, tags: vec![name.into()], ..ImageInfo::default() }
 }
 
 #[async_trait]

@@ -24,7 +24,7 @@ async fn an_image_is_mounted_and_pulled_by_its_policy() {
         let sandboxes = node.runtime.sandboxes();
         let container = &sandboxes.iter().find(|s| s.spec.name == name).unwrap().containers[0];
         let mount = container.spec.mounts.iter().find(|m| m.container_path.ends_with("v")).unwrap();
-        assert_eq!((mount.image.as_str(), mount.readonly), ("sha256:1", true));
+        assert_eq!((mount.image.as_str(), mount.readonly), ("sha256:files:1", true));
         assert_eq!(mount.sub_path.to_str(), Some("etc"));
     }
     // The event is about the pod, not about a container.

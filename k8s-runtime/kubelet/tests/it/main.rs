@@ -5,7 +5,9 @@
 
 mod admission;
 mod cluster;
+mod eviction;
 mod fake_runtime;
+mod fake_signals;
 mod image_volumes;
 mod pods;
 mod resize;
@@ -17,15 +19,18 @@ use std::{sync::Arc, time::Duration};
 
 use cluster::Api;
 use fake_runtime::FakeRuntime;
+use fake_signals::FakeSignals;
 use jiff::Timestamp;
 use k8s_core::{api::api::core::v1::Pod, client::DeleteOptions, clock::Clock};
-use k8s_kubelet::Kubelet;
+use k8s_kubelet::{Eviction, Kubelet};
 use serde_json::{Value, json};
 
 /// A kubelet with its cluster and its runtime.
 pub struct Node {
     pub api: Api,
     pub runtime: FakeRuntime,
+    /// Source of the node's free resources.
+    pub signals: Arc<FakeSignals>,
     pub clock: Clock,
     pub dir: Arc<tempfile::TempDir>,
     pub kubelet: Option<Kubelet>,
@@ -33,19 +38,29 @@ pub struct Node {
 
 impl Node {
     pub async fn start() -> Self {
+        Self::start_with(Eviction::default()).await
+    }
+
+    /// Starts a node with its own thresholds.
+    pub async fn start_with(eviction: Eviction) -> Self {
         let clock = Clock::starting_at(Timestamp::from_second(1_800_000_000).unwrap());
         let mut node = Node {
             api: Api::start(clock.clone()).await,
             runtime: FakeRuntime::new(clock.clone()),
+            signals: Arc::default(),
             clock,
             dir: Arc::new(tempfile::tempdir().unwrap()),
             kubelet: None,
         };
-        node.start_kubelet().await;
+        node.start_kubelet_with(eviction).await;
         node
     }
 
     pub async fn start_kubelet(&mut self) {
+        self.start_kubelet_with(Eviction::default()).await;
+    }
+
+    async fn start_kubelet_with(&mut self, eviction: Eviction) {
         let root = self.dir.path().to_owned();
         let runtime = Arc::new(self.runtime.clone());
         let kubelet = Kubelet::builder(self.api.connection.client(), "n1")
@@ -54,9 +69,11 @@ impl Node {
                 c.log_dir = root.join("logs");
                 c.port = 0;
                 c.tmpfs = false;
+                c.eviction = eviction;
                 c.node_ips = vec![[192, 168, 0, 1].into()];
             })
             .clock(self.clock.clone())
+            .signals(self.signals.clone())
             .runtime(runtime.clone())
             .images(runtime.clone())
             .network(runtime)

@@ -234,3 +234,38 @@ async fn a_pod_as_a_whole_is_resized_too() {
     assert_eq!(status["resources"]["limits"], json!({"cpu": "300m", "memory": "200Mi"}));
     assert_eq!(status["qosClass"], "Burstable");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_resize_of_a_critical_pod_preempts_others() {
+    let node = Node::start().await;
+    node.until("registered", || node.api.node().is_some()).await;
+    let milli = node.milli();
+    let mut critical = sized("100m", "100Mi");
+    critical["priorityClassName"] = json!("system-node-critical");
+    node.create("critical", critical.clone()).await;
+    node.create("small", sized("300m", "10Mi")).await;
+    node.create("large", sized(&format!("{}m", milli - 400), "10Mi")).await;
+    for name in ["critical", "small", "large"] {
+        node.until(name, || node.condition(name, "Ready") == "True").await;
+    }
+    // A pod of no importance waits.
+    node.resize("small", "400m", "10Mi").await.unwrap();
+    node.until("deferred", || node.resize_condition("small", "PodResizePending")["reason"] == "Deferred")
+        .await;
+    node.resize("small", "300m", "10Mi").await.unwrap();
+    node.until_resized("small").await;
+    node.resize("critical", "350m", "100Mi").await.unwrap();
+    node.until_phase("small", "Failed").await;
+    let status = node.pod("small").unwrap()["status"].clone();
+    assert_eq!(
+        (&status["reason"], &status["message"]),
+        (&json!("Preempting"), &json!("Preempted in order to admit critical pod"),)
+    );
+    node.until_resized("critical").await;
+    assert_eq!(node.container("critical", "/allocatedResources/cpu"), "350m");
+    assert_eq!(
+        (node.container("critical", "/restartCount"), node.phase("large")),
+        (json!(0), "Running".into())
+    );
+    assert!(!node.has_event("critical", "ResizeDeferred", ""));
+}

@@ -35,7 +35,7 @@ async fn connect(node: &Node) -> Connection {
     sender
 }
 
-async fn get(node: &Node, path: &str) -> (StatusCode, String) {
+pub async fn get(node: &Node, path: &str) -> (StatusCode, String) {
     let request = Request::get(path).body(Empty::new()).unwrap();
     let answer = connect(node).await.send_request(request).await.unwrap();
     let code = answer.status();
@@ -270,6 +270,15 @@ async fn figures() {
     let (code, text) = get(&node, "/stats/summary").await;
     let summary: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((code.as_u16(), &summary["node"]["nodeName"]), (200, &json!("n1")));
+    let whole = 100_i64 << 30;
+    for disk in [&summary["node"]["fs"], &summary["node"]["runtime"]["imageFs"]] {
+        let figures = ["availableBytes", "capacityBytes", "usedBytes", "inodesFree", "inodes"];
+        assert_eq!(figures.map(|name| disk[name].as_i64().unwrap()), [whole, whole, 0, whole, whole]);
+    }
+    assert_eq!(
+        (&summary["node"]["rlimit"]["maxpid"], &summary["node"]["rlimit"]["curproc"]),
+        (&json!(whole), &json!(0))
+    );
     assert_eq!(get(&node, "/healthz").await.1, "ok");
 }
 

@@ -16,7 +16,7 @@ use crate::{
 const CRITICAL: i32 = 2_000_000_000;
 
 /// Returns `true` for pods that are admitted whatever other pods it costs.
-pub(super) fn is_critical(pod: &Pod) -> bool {
+pub(crate) fn is_critical(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|s| s.priority).is_some_and(|priority| priority >= CRITICAL)
 }
 

@@ -88,6 +88,11 @@ enum Step {
     },
     Gone,
     Declare,
+    /// The kubelet evicts or preempts the pod.
+    Disrupt {
+        evict: bool,
+        grace: Option<u64>,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -108,6 +113,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0_i64..60).prop_map(|grace| Step::Delete { grace }),
         1 => Just(Step::Gone),
         1 => Just(Step::Declare),
+        1 => (any::<bool>(), prop::option::of(0_u64..40))
+            .prop_map(|(evict, grace)| Step::Disrupt { evict, grace }),
     ]
 }
 
@@ -367,6 +374,12 @@ impl Model {
             Step::Gone => {
                 let pod = self.world.desired.clone();
                 self.on([Message::Gone(pod)]);
+            }
+            Step::Disrupt { evict, grace } => {
+                let reason = if evict { EVICTED } else { "Preempting" };
+                let grace = grace.map(Duration::from_secs);
+                let why = Disruption { reason, message: String::new(), condition: None, grace };
+                self.on([Message::Disrupt(why)]);
             }
             Step::Declare => {
                 let mut pod = (*self.world.desired).clone();

@@ -8,7 +8,7 @@ use super::{
     super::{admit::Refusal, resize::Resized},
     Hold, Record,
 };
-use crate::{probe, types::*, volumes::Mounted};
+use crate::{ledger::Disruption, probe, types::*, volumes::Mounted};
 
 /// State of a container as the runtime reports it.
 #[derive(Clone, Debug)]
@@ -54,8 +54,8 @@ pub(crate) enum Message {
     Adopt { seen: Vec<Seen>, refusal: Option<Refusal> },
     /// A requested time has come.
     Tick,
-    /// The pod's resources are needed for a critical pod.
-    Preempt,
+    /// The kubelet evicts or preempts the pod.
+    Disrupt(Disruption),
     /// The object has changed.
     Pod(Arc<Pod>),
     /// The object is gone; this is its last state.

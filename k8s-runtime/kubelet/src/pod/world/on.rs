@@ -8,6 +8,8 @@ use crate::probe::{self, Kind};
 /// Delay before retrying a failed refresh of volumes.
 const REFRESH_RETRY: Duration = Duration::from_secs(10);
 const LONGEST_MOUNT_DELAY: Duration = Duration::from_secs(122);
+/// Least grace period of a pod.
+pub(super) const SHORTEST_GRACE: Duration = Duration::from_secs(1);
 const SANDBOX_GONE: &str = "The pod's sandbox is gone";
 
 pub(super) fn after(now: Timestamp, delay: Duration) -> Timestamp {
@@ -36,7 +38,7 @@ impl World {
         match message {
             Message::Adopt { seen, refusal } => self.adopt(now, seen, refusal, effects),
             Message::Tick => {}
-            Message::Preempt => self.preempted = true,
+            Message::Disrupt(why) => self.on_disruption(now, why, effects),
             Message::Pod(pod) => self.on_pod(now, pod, effects),
             Message::Gone(pod) => {
                 self.desired = pod;
@@ -100,6 +102,18 @@ impl World {
         if meta_changed {
             // Downward API volumes contain labels and annotations.
             self.refresh_volumes(effects);
+        }
+    }
+
+    /// Ends the pod. If it ends already, its grace period may become shorter.
+    fn on_disruption(&mut self, now: Timestamp, why: Disruption, effects: &mut Vec<Effect>) {
+        let grace = why.grace;
+        self.disrupted.get_or_insert(why);
+        let (Some(ending), Some(grace)) = (self.ending.as_mut(), grace) else { return };
+        let until = after(now, grace.max(SHORTEST_GRACE));
+        if ending.stage == Stage::Stopping && until < ending.kill_at {
+            ending.kill_at = until;
+            effects.push(Effect::End { kill_at: until });
         }
     }
 
@@ -335,6 +349,7 @@ impl World {
     }
 
     fn on_taken_down(&mut self, now: Timestamp, result: Result<(), String>, effects: &mut Vec<Effect>) {
+        let evicted = self.is_evicted();
         let Some(ending) = &mut self.ending else { return };
         let failures = match ending.stage {
             Stage::TakingDown { failures } => failures,
@@ -344,7 +359,14 @@ impl World {
             Ok(()) => {
                 ending.stage = Stage::Down;
                 if let Some(sandbox) = self.sandbox.status() {
-                    self.sandbox = Sandbox::Dead(sandbox.clone());
+                    self.sandbox = match evicted {
+                        // Its containers are removed, too.
+                        true => Sandbox::Absent { attempt: sandbox.spec.attempt + 1 },
+                        false => Sandbox::Dead(sandbox.clone()),
+                    };
+                }
+                if evicted {
+                    self.old_sandboxes.clear();
                 }
                 self.volumes = Volumes::Absent;
             }

@@ -8,7 +8,7 @@ use super::{
         sandbox::Extent,
         status,
     },
-    on::after,
+    on::{SHORTEST_GRACE, after},
     *,
 };
 use crate::duration;
@@ -62,7 +62,9 @@ impl World {
     }
 
     fn begin_end(&mut self, now: Timestamp, cause: Cause, effects: &mut Vec<Effect>) {
-        let mut kill_at = after(now, self.grace_time());
+        let limit = self.disrupted.as_ref().filter(|_| cause == Cause::Disrupted).and_then(|why| why.grace);
+        let grace = limit.map_or(self.grace_time(), |limit| limit.max(SHORTEST_GRACE).min(self.grace_time()));
+        let mut kill_at = after(now, grace);
         if let (Cause::Refused, Some(refusal)) = (cause, &self.refusal) {
             effects.push(PodEvent::warning(None, refusal.reason.clone(), &refusal.message));
         }
@@ -156,8 +158,10 @@ impl World {
     }
 
     fn take_down(&mut self) -> Option<Effect> {
+        let evicted = self.is_evicted();
         let ending = self.ending.as_mut()?;
-        let extent = if ending.cause == Cause::Deleted { Extent::Remove } else { Extent::Stop };
+        let removes = evicted || ending.cause == Cause::Deleted;
+        let extent = if removes { Extent::Remove } else { Extent::Stop };
         ending.stage = match ending.stage {
             Stage::Retry { failures, .. } => Stage::TakingDown { failures },
             _ => Stage::TakingDown { failures: 0 },

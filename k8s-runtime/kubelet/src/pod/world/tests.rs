@@ -226,15 +226,39 @@ fn a_refused_pod_never_gets_a_sandbox() {
     case.check(0, adopt, &["event SysctlForbidden", "end by 30", "take down"]);
 }
 
+fn disrupted(reason: &'static str, grace: Option<u64>) -> Message {
+    let grace = grace.map(Duration::from_secs);
+    Message::Disrupt(Disruption { reason, message: "low".into(), condition: None, grace })
+}
+
+#[test]
+fn an_evicted_pod_has_a_short_end_and_nothing_of_it_stays() {
+    let mut case = Case::running();
+    case.check(5, disrupted(EVICTED, Some(0)), &["end by 6", "stop a"]);
+    case.check(5, disrupted(EVICTED, Some(9)), &[]);
+    case.check(7, stopped("c0", 7), &["remove"]);
+    case.check(8, Message::TakenDown(Ok(())), &[]);
+    case.check(9, Message::Pod(deleting(&case.0.pod.clone(), 30)), &["end by 9", "remove"]);
+    assert!(matches!(case.0.sandbox, Sandbox::Absent { attempt: 1 }));
+    // The pod's own grace period is not exceeded.
+    let mut case = Case::running();
+    case.check(5, disrupted(EVICTED, Some(900)), &["end by 35", "stop a"]);
+}
+
+#[test]
+fn an_eviction_shortens_the_end_of_a_pod() {
+    let mut case = Case::running();
+    case.check(5, Message::Pod(deleting(&case.0.pod.clone(), 30)), &["end by 35", "stop a"]);
+    case.check(6, disrupted(EVICTED, Some(1)), &["end by 7"]);
+    case.check(7, stopped("c0", 7), &["remove"]);
+    case.check(7, Message::TakenDown(Ok(())), &["delete"]);
+}
+
 #[test]
 fn a_preempted_pod_is_stopped_and_not_restarted() {
     let mut case = Case::running();
-    case.check(5, Message::Preempt, &["end by 35", "stop a"]);
-    case.check(
-        7,
-        Message::Stopped { name: "a".into(), record: Some(record("c0", 0, exited(0, 7))) },
-        &["take down"],
-    );
+    case.check(5, disrupted("Preempting", None), &["end by 35", "stop a"]);
+    case.check(7, stopped("c0", 7), &["take down"]);
     case.check(8, Message::TakenDown(Ok(())), &[]);
     case.check(9, Message::Tick, &[]);
 }
