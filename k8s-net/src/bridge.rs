@@ -226,6 +226,16 @@ impl Bridge {
         done.map_err(context(format!("address {address} on {}", self.0.config.bridge)))
     }
 
+    /// Returns the link's index.
+    pub(crate) fn index(&self) -> u32 {
+        self.0.index
+    }
+
+    /// Returns the configured ranges of pods and Services.
+    pub(crate) fn ranges(&self) -> [Ipv4Net; 2] {
+        [self.0.config.cluster_cidr, self.0.config.service_cidr]
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A poisoned lock means that a thread panicked between two operations; files and kernel state are
         // each consistent.

@@ -24,6 +24,7 @@ pub mod preflight;
 pub mod proxy;
 pub mod routes;
 mod rtnl;
+mod service_ranges;
 mod sysctl;
 
 /// Returns the IP protocol number of `TCP`, `UDP` or `SCTP`.

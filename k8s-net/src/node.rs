@@ -21,6 +21,7 @@ use k8s_core::{
     api::api::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     cache::{Cache, Reflector, reflect, reflect_trimmed},
     client::{Client, ListParams},
@@ -36,7 +37,7 @@ use crate::{
     pod::PodNetwork,
     preflight::{self, PreflightError},
     proxy::{self, Proxy, ProxyConfig, ProxyError},
-    routes,
+    routes, service_ranges,
 };
 
 /// Settings of a node's network. `Default` has the CIDRs of DESIGN and the name `hyperkube`.
@@ -171,6 +172,7 @@ pub enum NodeNetError {
 #[derive(Debug)]
 struct Feeds {
     _services: Reflector,
+    _ranges: Reflector,
     _slices: Reflector,
     _nodes: Reflector,
     _routes: DropGuard,
@@ -221,17 +223,20 @@ impl NodeNet {
         let slices_feed = reflect_trimmed(client.all(), ListParams::default(), slices.clone(), trim);
         let nodes = Cache::<Node>::new();
         let nodes_feed = reflect(client.all::<Node>(), ListParams::default(), nodes.clone());
+        let ranges = Cache::<ServiceCIDR>::new();
+        let ranges_feed = reflect(client.all::<ServiceCIDR>(), ListParams::default(), ranges.clone());
         let recorder = Recorder::on_host(&client, Clock::system(), "kube-proxy", &own);
         let mut net = Self::launch(config, (services, slices, nodes.clone()), recorder).await?;
         // After the bridge, because that checks the CIDRs.
         let stop = CancellationToken::new();
         let (stopped, ports, node) = (stop.clone(), net.proxy.own_ports(), own.clone());
-        let bridge = net.config.bridge();
+        let (bridge, on) = (net.config.bridge(), net.bridge.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = stopped.cancelled() => {}
-                ((), (), ()) = futures::future::join3(
+                ((), (), (), ()) = futures::future::join4(
                     routes::follow(nodes, own, range),
+                    service_ranges::follow(ranges, on),
                     proxy::publish_own_ports(client, node, ports),
                     firewalls::keep_open(bridge),
                 ) => {}
@@ -241,6 +246,7 @@ impl NodeNet {
             _services: services_feed,
             _slices: slices_feed,
             _nodes: nodes_feed,
+            _ranges: ranges_feed,
             _routes: stop.drop_guard(),
         });
         Ok(net)

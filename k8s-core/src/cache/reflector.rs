@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::BoxStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -94,14 +95,22 @@ enum Position {
     At(u64),
 }
 
-/// The last logged error, so that repetitions are not logged again.
+/// Time from which on a failing watch is worth a warning. A right that comes a moment late (a node's, for the
+/// objects of a pod that was just bound) is none.
+const PASSING: Duration = Duration::from_secs(1);
+
+/// A watch that fails. Each error is logged once.
 #[derive(Default)]
-struct Trouble(Option<String>);
+struct Trouble {
+    since: Option<Instant>,
+    told: Option<String>,
+}
 
 impl Trouble {
     fn tell(&mut self, kind: &str, error: &Error) {
         let text = error.to_string();
-        if self.0.as_ref() == Some(&text) {
+        let lasts = self.since.get_or_insert_with(Instant::now).elapsed() >= PASSING;
+        if !lasts || self.told.as_ref() == Some(&text) {
             return debug!(kind, error = text, "watch failed");
         }
         if is_without(error) {
@@ -113,11 +122,12 @@ impl Trouble {
         } else {
             warn!(kind, error = text, "watch failed");
         }
-        self.0 = Some(text);
+        self.told = Some(text);
     }
 
     fn over(&mut self, kind: &str) {
-        if self.0.take().is_some() {
+        self.since = None;
+        if self.told.take().is_some() {
             info!(kind, "watch works again");
         }
     }

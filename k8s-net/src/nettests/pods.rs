@@ -1,5 +1,9 @@
 //! Pods, the node and the outside.
 
+use std::sync::Arc;
+
+use k8s_core::api::api::networking::v1::{ServiceCIDR, ServiceCIDRSpec};
+
 use super::*;
 
 #[test]
@@ -41,7 +45,7 @@ fn pods_reach_each_other_and_the_outside_sees_the_node() {
 
 #[test]
 fn nothing_for_the_cluster_leaves_by_the_default_route() {
-    let (host, outside, _bridge, config) = node("leak");
+    let (host, outside, bridge, config) = node("leak");
     // The outside is the default gateway and would receive every packet that leaks.
     let count = || {
         std::fs::read_to_string("/proc/thread-self/net/dev").expect("reads").lines().find_map(|line| {
@@ -76,12 +80,35 @@ fn nothing_for_the_cluster_leaves_by_the_default_route() {
             .expect("cleans up");
         assert_eq!(routes(&mut rtnl), before);
     });
-    for target in ["10.43.0.99:80", "10.43.255.1:53", "10.42.0.77:80", "10.42.9.9:80", "10.42.255.255:80"] {
+    // A range that was added later, and one that an administrator took from another link's hosts.
+    let added = ServiceCIDR {
+        spec: Some(ServiceCIDRSpec { cidrs: Some(vec!["10.77.0.0/16".into(), "192.0.2.128/25".into()]) }),
+        ..ServiceCIDR::default()
+    };
+    let (on, all) = (bridge.clone(), [Arc::new(added)]);
+    let refused = host.run(move || {
+        crate::service_ranges::apply(&on, &all).expect("sets routes");
+        crate::service_ranges::apply(&on, &all).expect("sets routes again")
+    });
+    assert_eq!(refused, [cidr("192.0.2.128/25")]);
+    for target in [
+        "10.77.3.4:80",
+        "10.43.0.99:80",
+        "10.43.255.1:53",
+        "10.42.0.77:80",
+        "10.42.9.9:80",
+        "10.42.255.255:80",
+    ] {
         send(target);
     }
     std::thread::sleep(Duration::from_millis(100));
     let after = outside.run(count).expect("counts");
     assert!(after <= first + 2, "packets left the machine: {first} then {after}");
+    host.run(move || {
+        crate::service_ranges::apply(&bridge, &[]).expect("removes routes");
+        let mut rtnl = Rtnl::open().expect("rtnetlink");
+        assert!(rtnl.routes().expect("lists").iter().all(|r| r.to != cidr("10.77.0.0/16")));
+    });
     finish(&host, config);
 }
 
