@@ -59,6 +59,15 @@ pub(crate) enum ExtenderError {
     Answer { name: String, reason: String },
 }
 
+/// The failure of an extender that is not ignorable, which ends an attempt.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct Failing {
+    /// Name of the extender.
+    pub(crate) by: String,
+    pub(crate) error: ExtenderError,
+}
+
 /// The connection to an extender.
 #[async_trait]
 pub(crate) trait Post: Send + Sync + 'static {
@@ -238,7 +247,7 @@ impl Extenders {
         pod: &'a PodInfo,
         mut nodes: Vec<&'a NodeInfo>,
         refused: &mut Vec<Refusal<'a>>,
-    ) -> Result<Vec<&'a NodeInfo>, ExtenderError> {
+    ) -> Result<Vec<&'a NodeInfo>, Failing> {
         for extender in self.asked(pod, |extender| &extender.filter) {
             if nodes.is_empty() {
                 break;
@@ -251,7 +260,7 @@ impl Extenders {
                 Err(error) if extender.ignorable => {
                     debug!(pod = %pod.key, extender = extender.name, %error, "extender ignored");
                 }
-                Err(error) => return Err(error),
+                Err(error) => return Err(Failing { by: extender.name.clone(), error }),
             }
         }
         Ok(nodes)

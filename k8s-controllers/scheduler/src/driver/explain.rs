@@ -33,7 +33,7 @@ pub struct Explanation {
     pub node: Option<String>,
     /// The text of the event that the decision leads to.
     pub message: String,
-    /// A plugin that refused the pod on all nodes, or holds it back from the queue; or `extenders`, if one
+    /// A plugin that refused the pod on all nodes, or holds it back from the queue; or an extender that
     /// failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
@@ -239,7 +239,7 @@ impl Builder {
             Err(error) => {
                 explanation.message = error.to_string();
                 let reject = Reject::never(error.to_string());
-                record.refusal = Some(Refusal::new("extenders", &reject));
+                record.refusal = Some(Refusal::new(&error.by, &reject));
             }
             Ok(Decision::Nowhere(why)) => {
                 explanation.message.clone_from(&why.message);

@@ -2,7 +2,7 @@
 
 use rand::rngs::StdRng;
 
-use super::{ExtenderError, Extenders};
+use super::{Extenders, Failing};
 use crate::{
     Cluster, PodInfo,
     decide::{Decision, Filtering, Fit, Profile, Trace},
@@ -22,7 +22,7 @@ pub(crate) async fn decide<T: Trace + Send>(
     start: &mut usize,
     rng: &mut StdRng,
     trace: &mut T,
-) -> Result<Decision, ExtenderError> {
+) -> Result<Decision, Failing> {
     if extenders.is_empty() {
         return Ok(profile.decide(cluster, pod, start, rng, trace));
     }

@@ -101,7 +101,7 @@ async fn decided(
     cluster: &Cluster,
     pod: &PodInfo,
     enough: usize,
-) -> Result<Decision, ExtenderError> {
+) -> Result<Decision, Failing> {
     let (mut start, mut rng) = (0, StdRng::seed_from_u64(3));
     let extenders = Extenders::new(extenders);
     decide(&profile(enough), &extenders, cluster, pod, &mut start, &mut rng, &mut ()).await

@@ -246,6 +246,7 @@ async fn an_extender_that_fails_is_a_scheduler_error_until_it_answers() -> Outco
     assert_eq!(message, want);
     let why = webhook.scheduler().explain_pod(&cluster.client(), "default", "a").await?;
     assert_eq!((why.node, why.message), (None, want.clone()));
+    assert_eq!(why.refusal.map(|refusal| refusal.plugin).as_ref(), Some(&webhook.url));
     webhook.set(|rules| rules.fails = false);
     let placed = cluster.until::<Pod>("default", "a", |pod| node_of(pod).is_some()).await?;
     assert_eq!(node_of(&placed), Some("node-1"), "after a back-off, without any change");
