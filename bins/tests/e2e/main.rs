@@ -26,6 +26,7 @@ mod load_balancer;
 mod manifests;
 mod resize;
 mod restart;
+mod service_ranges;
 mod serving;
 mod shared;
 mod simulated;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         limits::TESTS,
         manifests::TESTS,
         resize::TESTS,
+        service_ranges::TESTS,
         shared::TESTS,
         stateful::TESTS,
     ] {

@@ -7,36 +7,38 @@ use k8s_core::random;
 use k8s_store::Store;
 use serde_json::Value;
 
-use crate::value::{array_at, name, str_at};
+use crate::value::{array_at, str_at};
 
 /// Name of ServiceCIDRs in the store.
 const RESOURCE: &str = "servicecidrs.networking.k8s.io";
 
 /// Returns the ranges that addresses are taken from: those of all ServiceCIDRs that are ready and not being
-/// deleted. While there is no ServiceCIDR `kubernetes`, the configured range is one of them.
+/// deleted, and the configured one, unless a ServiceCIDR says of it that it is not ready or goes.
 pub(super) fn usable(store: &Store, configured: Ipv4Net) -> Vec<Ipv4Net> {
-    let mut all = Vec::new();
-    let mut has_default = false;
+    let configured = configured.trunc();
+    let (mut all, mut withdrawn) = (Vec::new(), false);
     for stored in store.snapshot(RESOURCE).range("", "") {
         let Ok(object) = serde_json::from_slice::<Value>(&stored.json) else { continue };
-        let is_default = name(&object) == "kubernetes";
-        has_default |= is_default;
-        let ready = |c: &Value| str_at(c, "/type") == "Ready" && str_at(c, "/status") == "True";
-        if object.pointer("/metadata/deletionTimestamp").is_some()
-            || !array_at(&object, "/status/conditions").iter().any(ready)
-        {
-            continue;
-        }
+        let ready = array_at(&object, "/status/conditions").iter().find(|c| str_at(c, "/type") == "Ready");
+        let ready = ready.map(|condition| str_at(condition, "/status") == "True");
+        let deleted = object.pointer("/metadata/deletionTimestamp").is_some();
         let ranges = array_at(&object, "/spec/cidrs").iter().filter_map(|c| c.as_str()?.parse().ok());
-        all.extend(ranges.map(|range: Ipv4Net| (!is_default, range.trunc())));
+        for range in ranges.map(|range: Ipv4Net| range.trunc()) {
+            if ready == Some(true) && !deleted {
+                all.push(range);
+            } else if range == configured {
+                // One that nobody has judged yet was made a moment ago.
+                withdrawn |= deleted || ready.is_some();
+            }
+        }
     }
-    if !has_default {
-        all.push((false, configured.trunc()));
+    if !withdrawn {
+        all.push(configured);
     }
-    // The default one first: others are added when it is full.
-    all.sort();
+    // The configured one first: others are added when it is full.
+    all.sort_by_key(|range| (*range != configured, *range));
     all.dedup();
-    all.into_iter().map(|(_, range)| range).collect()
+    all
 }
 
 /// Returns first and last address that a Service may have; `None` for a range without any. Neither the
