@@ -58,6 +58,19 @@ fn period(text: &str) -> Result<Duration, ClusterError> {
 }
 
 impl EvictionFlags {
+    /// Refuses thresholds of a node that evicts no pods.
+    ///
+    /// # Errors
+    /// A threshold is set.
+    pub(crate) fn refuse(&self) -> Result<(), ClusterError> {
+        let lists = [&self.eviction_soft, &self.eviction_soft_grace_period, &self.eviction_minimum_reclaim];
+        if self.eviction_hard.is_none() && lists.iter().all(|list| list.is_empty()) {
+            return Ok(());
+        }
+        let reason = "simulated nodes evict no pods: leave the thresholds out";
+        Err(ClusterError::invalid("--eviction-hard", reason))
+    }
+
     /// Parses the thresholds of the component `kubelet`, whose defaults are upstream's.
     ///
     /// # Errors
@@ -143,6 +156,18 @@ mod tests {
         ];
         assert_eq!(parsed(&all), Ok(Eviction::new(&settings).unwrap()));
         assert_ne!(default(), Eviction::default());
+    }
+
+    #[test]
+    fn simulated_nodes_have_no_thresholds() {
+        let refused = |args: &[&str]| {
+            let line = Line::try_parse_from([&["x"], args].concat()).unwrap();
+            line.eviction.refuse().is_err()
+        };
+        assert!(!refused(&[]));
+        for flag in ["--eviction-hard=", "--eviction-soft=a<1", "--eviction-minimum-reclaim=a=1"] {
+            assert!(refused(&[flag]), "{flag}");
+        }
     }
 
     #[test]

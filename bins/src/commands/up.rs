@@ -79,6 +79,9 @@ pub(super) struct Server {
 impl Up {
     pub(super) async fn run(self, name: &str, extensions: Extensions) -> Result<(), Failure> {
         let node = self.simulated_nodes.map_or(Node::Local, Node::Simulated);
+        if self.simulated_nodes.is_some() {
+            self.eviction.refuse()?;
+        }
         let nodes = Nodes {
             node,
             name: self.node_name,

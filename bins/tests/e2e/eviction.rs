@@ -157,10 +157,14 @@ fn bad_thresholds() -> Outcome {
         ("--eviction-hard=memory<1Gi", "--eviction-hard: unsupported eviction signal memory"),
         ("--eviction-soft=memory.available<1Gi", "grace period must be specified for the soft eviction"),
         ("--eviction-minimum-reclaim=memory.available<1", "malformed pair, expect string=string"),
+        ("--eviction-hard=", "--eviction-hard: simulated nodes evict no pods"),
     ] {
         let dir = tempfile::tempdir()?;
         let mut command = std::process::Command::new(HYPERKUBE);
         command.arg("up").arg("--data-dir").arg(dir.path().join("data")).arg(flag);
+        if want.contains("simulated") {
+            command.arg("--simulated-nodes=2");
+        }
         let said = run(&mut command, "", Duration::from_secs(20))?;
         if said.code != 2 || !said.err.contains(want) || dir.path().join("data").exists() {
             return Err(format!("{flag}: {said:?}").into());

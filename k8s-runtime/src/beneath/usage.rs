@@ -44,6 +44,8 @@ const MANY_ANCHORS: usize = 32;
 const MOST_ANCHORS: usize = 256;
 /// Maximum number of directories that wait to be read.
 const MOST_PENDING: usize = 250_000;
+/// Maximum number of files with several names that are told apart. Further ones count with each name.
+const MOST_LINKED: usize = 1_000_000;
 
 /// Disk space and inodes of a directory tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -240,8 +242,13 @@ impl Walk {
 
     fn count(&mut self, found: &FileStat) {
         let is_directory = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
-        if !is_directory && found.st_nlink > 1 && !self.linked.insert(found.st_ino) {
-            return;
+        if !is_directory && found.st_nlink > 1 {
+            if self.linked.contains(&found.st_ino) {
+                return;
+            }
+            if self.linked.len() < MOST_LINKED {
+                self.linked.insert(found.st_ino);
+            }
         }
         let bytes = u64::try_from(found.st_blocks).unwrap_or(0).saturating_mul(512);
         self.sum = self.sum.plus(DiskUsage { bytes, inodes: 1 });
@@ -310,6 +317,31 @@ mod tests {
         let none = walk.run(fs::File::open(tree.path()).expect("open").into()).expect("measured");
         assert!(none.inodes <= 2, "the top directory and its first entry: {none:?}");
         assert!(measure("/nowhere".into(), 0, Duration::ZERO).await.is_err());
+    }
+
+    #[test]
+    fn nothing_outside_is_counted_while_a_pod_swaps_directories_and_links() {
+        let (tree, outside) = (tempfile::tempdir().expect("tempdir"), tempfile::tempdir().expect("tempdir"));
+        fs::create_dir(outside.path().join("below")).expect("mkdir");
+        fs::write(outside.path().join("below/large"), vec![1; 4 << 20]).expect("write");
+        let path = |name: &str| tree.path().join(name);
+        fs::create_dir_all(path("real/below")).expect("mkdir");
+        let done = AtomicBool::new(false);
+        let most = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // In turn a directory and a link that leads out of the tree.
+                    let _ = fs::rename(path("real"), path("at"));
+                    let _ = fs::rename(path("at"), path("real"));
+                    let _ = symlink(outside.path(), path("at"));
+                    let _ = fs::remove_file(path("at"));
+                }
+            });
+            let most = (0..2000).map(|_| measured(tree.path()).bytes).max();
+            done.store(true, Ordering::Relaxed);
+            most
+        });
+        assert!(most.is_some_and(|bytes| bytes < 1 << 20), "{most:?}");
     }
 
     /// Nested directories with long names, each with another directory beside the next one; and a file at

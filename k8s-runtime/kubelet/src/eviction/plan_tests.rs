@@ -17,7 +17,7 @@ fn threshold(signal: Signal, value: i64, grace: u64, reclaim: i64) -> Threshold 
 
 fn eviction(thresholds: Vec<Threshold>, transition: u64) -> Eviction {
     let pressure_transition_period = Duration::from_secs(transition);
-    Eviction { thresholds, max_pod_grace_period: 0, pressure_transition_period }
+    Eviction { thresholds, hard: 0, max_pod_grace_period: 0, pressure_transition_period }
 }
 
 fn seen(pairs: &[(Signal, i64)]) -> Observations {

@@ -223,7 +223,10 @@ fn defaults(disk_cap: Option<i64>) -> Vec<(Signal, Amount)> {
 /// The thresholds of a node, parsed. Default: upstream's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Eviction {
+    /// Hard ones come first.
     pub(crate) thresholds: Vec<Threshold>,
+    /// Number of hard ones.
+    pub(crate) hard: usize,
     /// Seconds.
     pub(crate) max_pod_grace_period: i32,
     pub(crate) pressure_transition_period: Duration,
@@ -233,6 +236,7 @@ impl Default for Eviction {
     fn default() -> Self {
         Eviction {
             thresholds: defaults(None).into_iter().map(hard).collect(),
+            hard: EvictionSettings::DEFAULT_HARD.len(),
             max_pod_grace_period: 0,
             pressure_transition_period: TRANSITION,
         }
@@ -259,6 +263,7 @@ impl Eviction {
         };
         found.sort_by_key(|(signal, _)| *signal);
         let mut all: Vec<Threshold> = found.into_iter().map(hard).collect();
+        let hard_ones = all.len();
         for (name, period) in &settings.soft_grace_period {
             signal(PERIOD, name)?;
             tracing::trace!(name, ?period, "grace period");
@@ -281,6 +286,7 @@ impl Eviction {
         }
         Ok(Eviction {
             thresholds: all,
+            hard: hard_ones,
             max_pod_grace_period: settings.max_pod_grace_period,
             pressure_transition_period: settings.pressure_transition_period,
         })
@@ -289,12 +295,12 @@ impl Eviction {
     /// Returns thresholds that are never met. Limits of local storage count all the same.
     #[must_use]
     pub fn none() -> Self {
-        Eviction { thresholds: Vec::new(), ..Eviction::default() }
+        Eviction { thresholds: Vec::new(), hard: 0, ..Eviction::default() }
     }
 
     /// Returns what hard thresholds keep free of a capacity.
     pub(crate) fn reserved(&self, signal: Signal, capacity: i64) -> i64 {
-        let hard = self.thresholds.iter().find(|t| t.signal == signal && t.is_hard());
+        let hard = self.thresholds.iter().take(self.hard).find(|t| t.signal == signal);
         hard.map_or(0, |threshold| threshold.value.of(capacity).units())
     }
 }
@@ -423,6 +429,22 @@ mod tests {
         for none in [&[][..], &[("nodefs.available", "0%")], &[("containerfs.available", "5%")]] {
             assert!(settings(Some(none), None).is_empty(), "{none:?}");
         }
+    }
+
+    #[test]
+    fn soft_thresholds_reserve_nothing() {
+        let settings = EvictionSettings {
+            soft: map(&[("memory.available", "1Gi"), ("nodefs.available", "2Gi")]),
+            soft_grace_period: ["memory.available", "nodefs.available"]
+                .map(|name| (name.to_owned(), Duration::ZERO))
+                .into(),
+            hard: Some(map(&[("memory.available", "10%")])),
+            ..EvictionSettings::default()
+        };
+        let eviction = Eviction::new(&settings).unwrap();
+        assert_eq!(eviction.reserved(Signal::MemoryAvailable, 1000), 100);
+        assert_eq!(eviction.reserved(Signal::NodeFsAvailable, 1000), 0);
+        assert_eq!(Eviction::none().reserved(Signal::MemoryAvailable, 1000), 0);
     }
 
     #[test]
