@@ -11,7 +11,8 @@
 //!    -9.
 //! 2. Attach is idempotent; addresses survive a restart.
 //! 3. Every object created carries the cluster's name (bridge, tables, the comments of rules in other
-//!    programs' firewalls) or hangs on the bridge; [`cleanup`] removes exactly those. The sysctl `ip_forward` stays on: other programs may rely on it by then.
+//!    programs' firewalls) or hangs on the bridge; [`cleanup`] removes exactly those. The sysctl `ip_forward`
+//!    stays on: other programs may rely on it by then.
 //!
 //! Not here: services (see [`crate::proxy`]), routes to other nodes (see [`crate::routes`]), IPv6.
 

@@ -96,13 +96,18 @@ pub struct ProxyStats {
 /// A running proxy. Dropping it stops it and leaves the table in place.
 ///
 /// ```
-/// use k8s_core::{api::{EndpointSlice, Node, Service}, cache::{Cache, reflect}, client::{Client, ListParams}};
-/// use k8s_core::events::Recorder;
+/// use k8s_core::{
+///     api::{EndpointSlice, Node, Service},
+///     cache::{Cache, reflect},
+///     client::{Client, ListParams},
+///     events::Recorder,
+/// };
 /// use k8s_metrics::Registry;
 /// use k8s_net::proxy::{Proxy, ProxyConfig, cleanup};
 ///
 /// async fn run(client: Client) -> Result<(), Box<dyn std::error::Error>> {
-///     let (services, slices, nodes) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new(), Cache::<Node>::new());
+///     let (services, slices) = (Cache::<Service>::new(), Cache::<EndpointSlice>::new());
+///     let nodes = Cache::<Node>::new();
 ///     let _nodes = reflect(client.all(), ListParams::default(), nodes.clone());
 ///     let _services = reflect(client.all(), ListParams::default(), services.clone());
 ///     let _slices = reflect(client.all(), ListParams::default(), slices.clone());

@@ -184,10 +184,10 @@ struct State {
 
 #[derive(Debug)]
 struct Decided {
-    /// Why the Service lacks addresses, as told by an event; empty if it has all.
+    /// Reason for missing addresses, as told by an event. Empty if the Service has all.
     refusal: String,
     at: Timestamp,
-    /// Of the Service.
+    /// The Service's generation at that time.
     generation: Option<i64>,
 }
 
@@ -250,7 +250,7 @@ impl Reconcile for ServiceLb {
             let why = format!("Error syncing load balancer: failed to ensure load balancer: {refusal}");
             cx.event(&*service, EventType::Warning, "SyncLoadBalancerFailed", why);
         }
-        // What frees an address is seen as a change; this is for what is missed.
+        // A freed address is seen as a change; the later attempt is for a missed one.
         let next = if refusal.is_empty() { Action::await_change() } else { Action::requeue_after(AGAIN) };
         if outcome.addresses == given {
             return Ok(next);
@@ -294,8 +294,8 @@ impl ServiceLb {
         state.decided.remove(service).is_some()
     }
 
-    /// Returns the time to wait in a cluster of many nodes, if only nodes have changed since the last decision:
-    /// thousands become ready one after the other.
+    /// Returns the time to wait in a cluster of many nodes if only nodes changed since the last decision.
+    /// Thousands become ready one after the other.
     fn too_soon(&self, cx: &Context, service: &Service) -> Option<Duration> {
         if cx.caches().of::<Node>().len() < MANY_NODES {
             return None;

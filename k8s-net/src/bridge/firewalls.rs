@@ -8,8 +8,8 @@
 //! a firewall removes the rules. [`close`] finds them by their comment, which is the name of the cluster's
 //! table.
 //!
-//! Accepted are packets from and to pods that are forwarded, and packets from pods to cluster addresses and
-//! agents of the node itself (DNS, API server); what else pods send to the node stays the firewall's business.
+//! Accepted are forwarded packets from and to pods, and packets from pods to cluster addresses and agents of
+//! the node itself (DNS, API server). About others from pods to the node the firewall decides.
 //!
 //! Not here: `iptables-legacy` (its rules are not in nf_tables), and tables that an administrator wrote; of
 //! chains that drop by default a warning tells once.

@@ -51,8 +51,8 @@ impl fmt::Display for PortUse {
 }
 
 impl PortUse {
-    /// A port in use on an address or, if that is unspecified, on all. `None`: it is not reachable from outside
-    /// of the node.
+    /// Returns a port in use on an address or, if that is unspecified, on all. `None`: it is not reachable
+    /// from outside of the node.
     fn reachable(protocol: u8, address: Ipv4Addr, port: u16) -> Option<Self> {
         let address = Some(address).filter(|address| !address.is_unspecified());
         let is_reachable = port != 0 && !address.is_some_and(|address| address.is_loopback());

@@ -44,14 +44,15 @@ struct Installed {
     pools: BTreeMap<(String, u8, Reach), Pool>,
     /// By port name and protocol: stable while endpoints change, because affinity entries refer to it.
     ids: BTreeMap<(String, u8), u32>,
-    /// Where the service is reached, or refused while it has no endpoints.
+    /// Places at which the service is reached, or refused while it has no endpoints.
     places: Vec<Place>,
     /// Elements of the maps that packets look up first.
     shown: Elements,
 }
 
 impl Installed {
-    /// Returns the elements of `backends` and `members`. Computed, because they are most of a service's memory.
+    /// Returns the elements of `backends` and `members`. They are computed because they would be most of a
+    /// service's memory.
     fn kept(&self) -> Elements {
         let mut kept = Elements::new();
         for Pool { number: pool, affine, backends } in self.pools.values() {

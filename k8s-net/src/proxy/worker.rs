@@ -107,7 +107,7 @@ impl Dirty {
     }
 }
 
-/// What a transaction did.
+/// The outcome of a transaction.
 struct Applied {
     changed: bool,
     contests: Vec<Contest>,

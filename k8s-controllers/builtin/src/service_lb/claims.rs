@@ -1,4 +1,4 @@
-//! Who has which port of which address.
+//! The holders of ports of addresses.
 //!
 //! Law: a port of an address has at most one holder. A holder keeps it until it no longer wants it; after a
 //! start, holders are those of the Services' status, the older first.

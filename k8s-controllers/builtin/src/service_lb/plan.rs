@@ -1,4 +1,4 @@
-//! Which addresses a Service may have: nodes that take its traffic, and whose ports are free. Pure.
+//! The addresses that a Service may have: those of nodes that take its traffic, with free ports. Pure.
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
