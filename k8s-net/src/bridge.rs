@@ -205,7 +205,7 @@ impl Bridge {
             .map_err(|e| BridgeError::State(e.to_string()))?;
         let mut nft = Nft::open().map_err(context("open nf_tables"))?;
         nft.commit(rules::build(&config, &ipam)).map_err(context("make the pod table"))?;
-        firewalls::open(&config);
+        firewalls::open(&config, true);
         Ok(Bridge(Arc::new(Inner { config, index, state: Mutex::new(State { ipam, nft }) })))
     }
 

@@ -121,7 +121,7 @@ impl NodeNetConfig {
         }
     }
 
-    /// Returns the settings of the proxy, without a recorder of events.
+    /// Returns the settings of the proxy, without a recorder of events and without added ranges.
     #[must_use]
     pub fn proxy(&self) -> ProxyConfig {
         ProxyConfig {
@@ -129,6 +129,7 @@ impl NodeNetConfig {
             node_name: self.node_name.clone(),
             cluster_cidr: Some(self.cluster_cidr),
             service_cidr: Some(self.service_cidr),
+            added_ranges: Cache::new(),
             reserved_ports: self.reserved_ports.clone(),
             recorder: Recorder::silent(),
             metrics: self.metrics.clone(),
@@ -209,6 +210,9 @@ async fn blocking<T: Send + 'static, E: Into<NodeNetError> + Send + 'static>(
     }
 }
 
+/// What the parts read.
+type Caches = (Cache<Service>, Cache<EndpointSlice>, Cache<Node>, Cache<ServiceCIDR>);
+
 impl NodeNet {
     /// Starts all parts with caches of their own.
     pub fn start(config: NodeNetConfig, client: &Client) -> BoxFuture<'static, Result<Self, NodeNetError>> {
@@ -226,7 +230,8 @@ impl NodeNet {
         let ranges = Cache::<ServiceCIDR>::new();
         let ranges_feed = reflect(client.all::<ServiceCIDR>(), ListParams::default(), ranges.clone());
         let recorder = Recorder::on_host(&client, Clock::system(), "kube-proxy", &own);
-        let mut net = Self::launch(config, (services, slices, nodes.clone()), recorder).await?;
+        let caches = (services, slices, nodes.clone(), ranges.clone());
+        let mut net = Self::launch(config, caches, recorder).await?;
         // After the bridge, because that checks the CIDRs.
         let stop = CancellationToken::new();
         let (stopped, ports, node) = (stop.clone(), net.proxy.own_ports(), own.clone());
@@ -259,18 +264,18 @@ impl NodeNet {
         slices: Cache<EndpointSlice>,
         nodes: Cache<Node>,
     ) -> Result<Self, NodeNetError> {
-        Self::launch(config, (services, slices, nodes), Recorder::silent()).await
+        Self::launch(config, (services, slices, nodes, Cache::new()), Recorder::silent()).await
     }
 
     async fn launch(
         config: NodeNetConfig,
-        (services, slices, nodes): (Cache<Service>, Cache<EndpointSlice>, Cache<Node>),
+        (services, slices, nodes, added_ranges): Caches,
         recorder: Recorder,
     ) -> Result<Self, NodeNetError> {
         blocking(preflight::check).await?;
         let settings = config.bridge();
         let bridge = blocking(move || Bridge::start(settings)).await?;
-        let settings = ProxyConfig { recorder, ..config.proxy() };
+        let settings = ProxyConfig { recorder, added_ranges, ..config.proxy() };
         let proxy = Proxy::start(settings, services.clone(), slices.clone(), nodes)?;
         let dns = match config.dns_ip {
             Some(address) => {

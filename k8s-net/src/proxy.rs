@@ -37,6 +37,7 @@ use k8s_core::{
     api::api::{
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     cache::Cache,
     events::Recorder,
@@ -59,6 +60,8 @@ pub struct ProxyConfig {
     pub cluster_cidr: Option<Ipv4Net>,
     /// Service CIDR of the cluster. `None`: addresses in it without a service are not rejected.
     pub service_cidr: Option<Ipv4Net>,
+    /// ServiceCIDRs, whose addresses are no external IPs. An empty cache: only `service_cidr`.
+    pub added_ranges: Cache<ServiceCIDR>,
     /// TCP ports that are the node's even while nothing listens on them: those of its own agents.
     pub reserved_ports: Vec<u16>,
     /// Recorder of events about Services. [`Recorder::silent`]: none.
@@ -116,6 +119,7 @@ pub struct ProxyStats {
 ///         node_name: "node-1".into(),
 ///         cluster_cidr: Some("10.42.0.0/16".parse()?),
 ///         service_cidr: Some("10.43.0.0/16".parse()?),
+///         added_ranges: Cache::new(),
 ///         reserved_ports: vec![6443, 10250],
 ///         recorder: Recorder::silent(),
 ///         metrics: Registry::default(),

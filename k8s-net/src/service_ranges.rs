@@ -46,14 +46,18 @@ pub(crate) fn apply(bridge: &Bridge, objects: &[Arc<ServiceCIDR>]) -> io::Result
     let route = |to| Route { to, how: How::Link { index, source: Some(gateway) }, metric: 0 };
     let routes = rtnl.routes()?;
     let wanted = plan(objects, &configured, &foreign(&routes, index));
+    let mut first = Ok(());
     let ours = |r: &&Listed| r.is_ours && r.link == Some(index) && r.gateway.is_none();
     for gone in routes.iter().filter(ours).filter(|r| !configured.contains(&r.to) && !wanted.contains(&r.to))
     {
-        rtnl.del_route(&route(gone.to))?;
+        first = first.and(rtnl.del_route(&route(gone.to)));
     }
+    // One that the kernel refuses does not stop the others.
     for range in &wanted {
-        rtnl.set_route(&route(*range))?;
+        let set = rtnl.set_route(&route(*range));
+        first = first.and(set.map_err(|e| io::Error::new(e.kind(), format!("{range}: {e}"))));
     }
+    first?;
     let all = plan(objects, &configured, &[]);
     Ok(all.into_iter().filter(|range| !wanted.contains(range)).collect())
 }

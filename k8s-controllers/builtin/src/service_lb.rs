@@ -56,7 +56,7 @@ pub const OWN_PORTS: (&str, &str) = ("kube-system", "service-lb-ports");
 /// Index: Services of this load balancer, under one entry and under each port.
 const BALANCED: &str = "service-lb";
 const ALL: &str = "";
-/// Index: external IPs with their ports.
+/// Index: external IPs.
 const EXTERNAL: &str = "service-lb-external-ips";
 /// Index: node ports.
 const NODE_PORTS: &str = "service-lb-node-ports";
@@ -128,9 +128,8 @@ fn index(caches: &Caches) {
     });
     services.add_index(EXTERNAL, |service: &Service| {
         let ips = service.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
-        let ips: Vec<IpAddr> = ips.filter_map(|ip| ip.parse().ok()).collect();
-        let ports = plan::ports(service);
-        ips.iter().flat_map(|ip| ports.iter().map(move |port| external_entry(*ip, port))).collect()
+        // Not with the ports: both lists may be long.
+        ips.filter_map(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_string()).collect()
     });
     services.add_index(NODE_PORTS, |service: &Service| {
         plan::node_ports(service).iter().map(ToString::to_string).collect()
@@ -139,10 +138,6 @@ fn index(caches: &Caches) {
         let name = slice.label(SERVICE_NAME);
         name.map(|name| ObjectKey::new(slice.namespace(), name).to_string()).into_iter().collect()
     });
-}
-
-fn external_entry(address: IpAddr, port: &Port) -> String {
-    format!("{address} {port}")
 }
 
 fn is_own_ports(map: &ConfigMap) -> bool {
@@ -325,12 +320,17 @@ impl ServiceLb {
         let mut asked = false;
         for (place, address) in plan::candidates(service, places) {
             asked = true;
+            if outcome.addresses.len() >= MOST_ADDRESSES {
+                break;
+            }
             if serving.as_ref().is_some_and(|nodes| !nodes.contains(place.node.as_str())) {
                 continue;
             }
             let refusal = if let Some(port) = place.used(address, &ports) {
                 Some(format!("port {port} of {address} is in use on node {} itself", place.node))
-            } else if let Some((port, owner)) = owner_of(caches, service, address, &ports) {
+            } else if let Some((port, owner)) =
+                owner_of(caches, service, address, &ports, |port| state.claims.has(&key, address, port))
+            {
                 Some(format!("port {port} of {address} belongs to Service {owner}"))
             } else {
                 let taken = state.claims.take(&key, address, &ports, still_wants);
@@ -339,7 +339,8 @@ impl ServiceLb {
                     .map(|(port, holder)| format!("port {port} of {address} belongs to Service {holder}"))
             };
             match refusal {
-                Some(refusal) => outcome.refusals.push(refusal),
+                Some(refusal) if outcome.refusals.len() < MOST_ADDRESSES => outcome.refusals.push(refusal),
+                Some(_) => {}
                 None => outcome.addresses.push(address),
             }
         }
@@ -347,7 +348,6 @@ impl ServiceLb {
             outcome.refusals.push(format!("no ready node has the address {wanted} of spec.loadBalancerIP"));
         }
         outcome.addresses.dedup();
-        outcome.addresses.truncate(MOST_ADDRESSES);
         state.claims.keep(&key, &outcome.addresses, &ports);
         outcome
     }
@@ -360,16 +360,24 @@ fn owner_of(
     service: &Service,
     address: IpAddr,
     ports: &[Port],
+    has: impl Fn(&Port) -> bool,
 ) -> Option<(Port, ObjectKey)> {
     let services = caches.of::<Service>();
+    let external = services.by_index(EXTERNAL, &address.to_string());
+    let older: Vec<(Vec<Port>, ObjectKey)> = external
+        .iter()
+        .filter(|other| age(other) < age(service))
+        .map(|other| (plan::ports(other), other.key()))
+        .collect();
     ports.iter().find_map(|port| {
-        let external = services.by_index(EXTERNAL, &external_entry(address, port));
-        let older = external.into_iter().find(|other| age(other) < age(service));
+        let older = || older.iter().find(|(ports, _)| ports.contains(port)).map(|(_, key)| key.clone());
         let by_node_port = || {
             let all = services.by_index(NODE_PORTS, &port.to_string());
-            all.into_iter().find(|other| other.key() != service.key())
+            all.into_iter().find(|other| other.key() != service.key()).map(|other| other.key())
         };
-        older.or_else(by_node_port).map(|owner| (port.clone(), owner.key()))
+        // What it has it keeps, whatever an older Service asks for later.
+        let older = if has(port) { None } else { older() };
+        older.or_else(by_node_port).map(|owner| (port.clone(), owner))
     })
 }
 

@@ -28,6 +28,7 @@ use crate::{
 
 /// Node port that a dry run shows where a free one would be chosen, as upstream.
 const DRY_PORT: u16 = 32769;
+const PORTS_FULL: &str = "failed to allocate a nodePort: range is full";
 
 /// Allocator of cluster addresses and node ports.
 #[derive(Clone, Copy, Debug)]
@@ -37,9 +38,12 @@ pub(crate) struct ServiceAllocator {
     ports: (u16, u16),
 }
 
-/// Addresses and ports that one write took. Given back on drop, unless kept.
+/// Addresses and ports that one write took.
 pub(crate) struct Reservation {
     state: Arc<State>,
+    /// The write may be under way. It goes on if its request is dropped, so nothing is given back then; what is
+    /// left over is found later.
+    complete: bool,
     owner: Owner,
     taken: Vec<Claim>,
     /// Given back when the write is done: the Service no longer has them.
@@ -64,11 +68,12 @@ impl Reservation {
 }
 
 impl Drop for Reservation {
-    /// For a request that is dropped half-way.
+    /// For a request that is dropped before it has all that it needs.
     #[expect(clippy::disallowed_methods, reason = "a short task; what it leaves over is found later")]
     fn drop(&mut self) {
         let taken = std::mem::take(&mut self.taken);
-        if let (false, Ok(runtime)) = (taken.is_empty(), tokio::runtime::Handle::try_current()) {
+        let idle = self.complete || taken.is_empty();
+        if let (false, Ok(runtime)) = (idle, tokio::runtime::Handle::try_current()) {
             let (state, owner) = (self.state.clone(), self.owner.clone());
             runtime.spawn(async move {
                 for claim in taken {
@@ -90,11 +95,16 @@ fn addresses(service: &Value) -> Vec<Ipv4Addr> {
     all
 }
 
+/// Returns the node ports of a Service's ports.
+fn ports_of_ports(service: &Value) -> Vec<u16> {
+    let ports = array_at(service, "/spec/ports").iter().filter_map(|port| int_at(port, "/nodePort"));
+    ports.filter_map(|p| u16::try_from(p).ok()).filter(|p| *p > 0).collect()
+}
+
 /// Returns the node ports of a Service, that of its health check included.
 fn node_ports(service: &Value) -> Vec<u16> {
-    let of_ports = array_at(service, "/spec/ports").iter().filter_map(|port| int_at(port, "/nodePort"));
-    let all = of_ports.chain(int_at(service, "/spec/healthCheckNodePort"));
-    let mut all: Vec<u16> = all.filter_map(|p| u16::try_from(p).ok()).filter(|p| *p > 0).collect();
+    let health = int_at(service, "/spec/healthCheckNodePort").and_then(|p| u16::try_from(p).ok());
+    let mut all: Vec<u16> = ports_of_ports(service).into_iter().chain(health.filter(|p| *p > 0)).collect();
     all.sort_unstable();
     all.dedup();
     all
@@ -134,7 +144,8 @@ impl ServiceAllocator {
         dry_run: bool,
     ) -> Result<Reservation, ApiStatus> {
         let owner = Owner::of(service);
-        let reservation = Reservation { state: state.clone(), owner, taken: Vec::new(), left: Vec::new() };
+        let reservation =
+            Reservation { state: state.clone(), complete: false, owner, taken: Vec::new(), left: Vec::new() };
         let mut taking =
             Taking { reservation, allocator: self, dry_run, dry_port: None, errors: FieldErrors::default() };
         match taking.all(service, old).await {
@@ -151,6 +162,7 @@ impl ServiceAllocator {
             let now: Vec<Claim> = repair::held(service).collect();
             reservation.left = repair::held(old).filter(|claim| !now.contains(claim)).collect();
         }
+        reservation.complete = true;
         Ok(reservation)
     }
 }
@@ -177,7 +189,7 @@ impl Taking {
         } else if let Some(spec) = child(service, "spec") {
             spec["clusterIPs"] = json!(["None"]);
         }
-        let had = old.map(node_ports).unwrap_or_default();
+        let had = old.map(ports_of_ports).unwrap_or_default();
         let any = kind == "NodePort"
             || (kind == "LoadBalancer" && bool_at(service, "/spec/allocateLoadBalancerNodePorts"));
         if any || kind == "LoadBalancer" {
@@ -225,7 +237,14 @@ impl Taking {
                 }
                 address
             }
-            Err(_) => self.any_address(str_at(service, "/metadata/name")).await?,
+            Err(_) if wanted.is_empty() => self.any_address(str_at(service, "/metadata/name")).await?,
+            Err(_) => {
+                let why = format!(
+                    "failed to allocate IP {wanted}: the provided network does not match the current range"
+                );
+                self.errors.invalid("spec.clusterIPs", json!([wanted]), why);
+                return Ok(());
+            }
         };
         if let Some(spec) = child(service, "spec") {
             spec["clusterIP"] = address.to_string().into();
@@ -282,6 +301,11 @@ impl Taking {
             .iter()
             .map(|port| (int_at(port, "/port"), int_at(port, "/nodePort").filter(|p| *p != 0)))
             .collect();
+        let (first, last) = self.allocator.ports;
+        if any && asked.len() > usize::from(last.saturating_sub(first)) + 1 {
+            // One after the other they would be taken from everybody else for a while.
+            return Err(ApiStatus::internal(PORTS_FULL));
+        }
         let mut of_numbers: HashMap<Option<i64>, i64> = HashMap::new();
         for (i, (number, own)) in asked.iter().copied().enumerate() {
             if own.is_none() && !any {
@@ -350,7 +374,7 @@ impl Taking {
                 return Ok(port);
             }
         }
-        Err(ApiStatus::internal("failed to allocate a nodePort: range is full"))
+        Err(ApiStatus::internal(PORTS_FULL))
     }
 
     async fn health_port(&mut self, service: &mut Value) -> Result<(), ApiStatus> {

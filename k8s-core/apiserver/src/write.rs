@@ -173,8 +173,7 @@ async fn insert(
     stored
 }
 
-/// Stores an object that is complete. With a prefix, another name is generated while there is one of the
-/// name.
+/// Takes the addresses of a new object, and stores it.
 async fn store_new(
     state: &Arc<State>,
     call: &Call,
@@ -184,14 +183,34 @@ async fn store_new(
     prefix: &str,
     record: &(dyn Fn(&Arc<State>, &mut Value) + Sync),
 ) -> Result<Bytes, ApiStatus> {
-    let reserved = reserve(state, resource, &mut object, None, dry_run).await?;
-    record(state, &mut object);
-    let stored = store_named(state, call, resource, object, dry_run, prefix).await;
-    settle(reserved, stored.is_ok() && !dry_run).await;
-    stored
+    if !resource.strategy.allocates {
+        record(state, &mut object);
+        return store_named(state, call, resource, object, dry_run, prefix).await;
+    }
+    for _ in 0..8 {
+        let mut next = object.clone();
+        // Under the name that it will have, and only if that is free.
+        let key = resource.key(&call.info.namespace, str_at(&next, "/metadata/name"));
+        if !prefix.is_empty() && state.store.get(&resource.storage, &key).is_some() {
+            set(&mut object, "/metadata/name", generated(prefix).into());
+            continue;
+        }
+        let reserved = reserve(state, resource, &mut next, None, dry_run).await?;
+        record(state, &mut next);
+        let stored = store_named(state, call, resource, next, dry_run, "").await;
+        settle(reserved, stored.is_ok() && !dry_run).await;
+        match stored {
+            Err(e) if !prefix.is_empty() && e.reason() == "AlreadyExists" => {
+                set(&mut object, "/metadata/name", generated(prefix).into());
+            }
+            done => return done,
+        }
+    }
+    Err(ApiStatus::already_exists(&resource.group, &resource.plural, str_at(&object, "/metadata/name")))
 }
 
-/// As [`store_new`], with addresses and managers.
+/// Stores an object that has its addresses and managers. With a prefix, another name is generated while there
+/// is one of the name.
 async fn store_named(
     state: &Arc<State>,
     call: &Call,

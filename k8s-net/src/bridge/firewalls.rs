@@ -78,12 +78,13 @@ fn rules(config: &BridgeConfig, chain: &BaseChain) -> Vec<Rule> {
     rules.into_iter().map(|rule| rule.verdict(&Verdict::Accept)).collect()
 }
 
-/// Lets pods through the firewalls that are there. A failure is logged. Blocking and idempotent.
-pub(crate) fn open(config: &BridgeConfig) {
+/// Lets pods through the firewalls that are there. With `anew` rules of earlier settings are replaced. A failure
+/// is logged. Blocking and idempotent.
+pub(crate) fn open(config: &BridgeConfig, anew: bool) {
     let done = Nft::open().and_then(|mut nft| {
         let chains = nft.base_chains()?;
         for chain in chains.iter().filter(|chain| is_known(chain)) {
-            if let Err(error) = open_chain(&mut nft, config, chain) {
+            if let Err(error) = open_chain(&mut nft, config, chain, anew) {
                 let BaseChain { table, name, .. } = chain;
                 tell(format!(
                     "chain {name} of the firewall's table {table} takes no rules ({error}): let it accept {}",
@@ -106,12 +107,13 @@ pub(crate) fn open(config: &BridgeConfig) {
     }
 }
 
-fn open_chain(nft: &mut Nft, config: &BridgeConfig, chain: &BaseChain) -> io::Result<()> {
+/// `anew`: rules that are there may be those of other settings.
+fn open_chain(nft: &mut Nft, config: &BridgeConfig, chain: &BaseChain, anew: bool) -> io::Result<()> {
     let wanted = rules(config, chain);
     let (found, others): (Vec<_>, Vec<_>) =
         nft.comments(chain)?.into_iter().partition(|(_, comment)| *comment == config.table);
     // A chain that accepts everything needs nothing.
-    if found.len() == wanted.len() || (!chain.drops && others.is_empty()) {
+    if (found.len() == wanted.len() && !anew) || (!chain.drops && others.is_empty()) {
         return Ok(());
     }
     let mut batch = Batch::in_family(chain.family, &chain.table);
@@ -130,7 +132,7 @@ pub(crate) async fn keep_open(config: BridgeConfig) {
     loop {
         tokio::time::sleep(INTERVAL).await;
         let config = config.clone();
-        if tokio::task::spawn_blocking(move || open(&config)).await.is_err() {
+        if tokio::task::spawn_blocking(move || open(&config, false)).await.is_err() {
             return;
         }
     }

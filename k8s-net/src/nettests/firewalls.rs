@@ -52,7 +52,7 @@ fn pods_pass_firewalls_that_drop() {
         load(&host, firewall);
         a.get(&pod).expect_err("dropped");
         let settings = config.clone();
-        let open = move || crate::bridge::firewalls::open(&settings);
+        let open = move || crate::bridge::firewalls::open(&settings, false);
         host.run(open.clone());
         let once = nft(&host, &["list", "ruleset"]);
         host.run(open);
@@ -90,7 +90,7 @@ fn chains_that_accept_are_left_alone() {
     );
     let before = nft(&host, &["list", "ruleset"]);
     let settings = config.clone();
-    host.run(move || crate::bridge::firewalls::open(&settings));
+    host.run(move || crate::bridge::firewalls::open(&settings, false));
     assert_eq!(nft(&host, &["list", "ruleset"]), before, "an administrator's table neither");
     finish(&host, config);
 }

@@ -49,6 +49,7 @@ impl World {
                         node_name: "node".into(),
                         cluster_cidr: Some(cidr("10.42.0.0/16")),
                         service_cidr: Some(cidr("10.43.0.0/16")),
+                        added_ranges: Cache::new(),
                         reserved_ports: vec![6443],
                         recorder: Recorder::silent(),
                         metrics: k8s_metrics::Registry::default(),

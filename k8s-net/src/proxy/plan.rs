@@ -193,6 +193,15 @@ pub(crate) fn plan(service: &Service, slices: &[Arc<EndpointSlice>], here: &Here
     plans
 }
 
+/// Returns true if a load balancer gave a Service an address.
+pub(crate) fn has_balancer(service: &Service) -> bool {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    status.is_some_and(|balancer| balancer.ingress.as_ref().is_some_and(|all| !all.is_empty()))
+}
+
+/// Number of external IPs of a Service that are answered. Each port of each is an entry in the kernel.
+const MOST_EXTERNAL: usize = 256;
+
 fn is_of_another(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName")
         || service.label("service.kubernetes.io/service-proxy-name").is_some()
@@ -208,6 +217,7 @@ fn external_addresses(service: &Service, here: &Here) -> BTreeMap<Ipv4Addr, bool
     let Some(spec) = &service.spec else { return BTreeMap::new() };
     let is_foreign = |address: &Ipv4Addr| !here.ranges.iter().any(|range| range.contains(address));
     let external = spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).filter(is_foreign);
+    let external = external.take(MOST_EXTERNAL);
     let mut all: BTreeMap<_, _> = external.map(|address| (address, false)).collect();
     if spec.type_.as_deref() == Some("LoadBalancer") {
         let limited = source_ranges(service).is_some();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::FutureExt;
+use ipnet::Ipv4Net;
 use k8s_core::{
     api::api::{
         core::v1::{Node, Service},
@@ -49,6 +50,14 @@ struct Kernel {
     ports: OwnPorts,
     /// The kernel's state is unknown: rebuild the table.
     broken: bool,
+}
+
+/// Returns the ranges of pods and Services.
+fn own_ranges(config: &ProxyConfig) -> Vec<Ipv4Net> {
+    let added = config.added_ranges.list();
+    let texts = added.iter().flat_map(|object| object.spec.iter().flat_map(|s| s.cidrs.iter().flatten()));
+    let added = texts.filter_map(|text| text.parse::<Ipv4Net>().ok());
+    config.cluster_cidr.into_iter().chain(config.service_cidr).chain(added).collect()
 }
 
 pub(super) struct Worker {
@@ -129,11 +138,7 @@ impl Worker {
         let reserved = config.reserved_ports.iter();
         let reserved = reserved.map(|port| PortUse { protocol: 6, address: None, port: *port }).collect();
         let kernel = Kernel { nft, table, ports: OwnPorts::new(&config.table, reserved), broken: true };
-        let here = Here {
-            node: config.node_name.clone(),
-            ranges: config.cluster_cidr.into_iter().chain(config.service_cidr).collect(),
-            ..Here::default()
-        };
+        let here = Here { node: config.node_name.clone(), ranges: own_ranges(&config), ..Here::default() };
         let metrics = Metrics::new(&config.metrics);
         Worker {
             config,
@@ -160,7 +165,7 @@ impl Worker {
     #[expect(clippy::disallowed_methods, reason = "the kernel applies rules in real time")]
     async fn work(&mut self) {
         let (mut services, mut slices) = (self.services.subscribe(), self.slices.subscribe());
-        let mut nodes = self.nodes.subscribe();
+        let (mut nodes, mut ranges) = (self.nodes.subscribe(), self.config.added_ranges.subscribe());
         self.services.synced().await;
         self.slices.synced().await;
         self.nodes.synced().await;
@@ -174,6 +179,7 @@ impl Worker {
             drain(&mut services, |change| dirty.service(change));
             drain(&mut slices, |change| dirty.slice(change));
             drain(&mut nodes, |change| dirty.node(&change, &self.config.node_name));
+            drain(&mut ranges, |_| dirty.node = true);
             match self.apply(&mut dirty, since).await {
                 Ok(()) => delay = Duration::from_millis(100),
                 Err(error) => {
@@ -205,18 +211,21 @@ impl Worker {
                     Some(change) => dirty.node(&change, &self.config.node_name),
                     None => return,
                 },
+                Some(_) = ranges.next() => dirty.node = true,
                 _ = reading.tick() => dirty.ports = true,
                 () = collection => {}
             }
         }
     }
 
-    /// Returns the services to plan, the oldest first: that one gets an address that two want.
+    /// Returns the services to plan, in the order in which they get an address that several want: first those to
+    /// which a load balancer gave it, then the oldest.
     fn affected(&mut self, dirty: &mut Dirty, rebuild: bool, contested: Vec<ObjectKey>) -> Vec<ObjectKey> {
         let mut moved = false;
         if std::mem::take(&mut dirty.node) {
             let before = self.here.clone();
             self.here.learn(self.nodes.get("", &self.config.node_name).as_deref());
+            self.here.ranges = own_ranges(&self.config);
             moved = before != self.here;
         }
         let mut keys = std::mem::take(&mut dirty.keys);
@@ -227,8 +236,11 @@ impl Worker {
             keys.extend(self.checks.closed());
         }
         keys.extend(contested);
-        let age = |key: &ObjectKey| self.services.by_key(key)?.metadata.creation_timestamp.clone();
-        let mut keys: Vec<_> = keys.into_iter().map(|key| (age(&key), key)).collect();
+        let rank = |key: &ObjectKey| {
+            let service = self.services.by_key(key)?;
+            Some((!plan::has_balancer(&service), service.metadata.creation_timestamp.clone()))
+        };
+        let mut keys: Vec<_> = keys.into_iter().map(|key| (rank(&key), key)).collect();
         keys.sort();
         keys.into_iter().map(|(_, key)| key).collect()
     }
@@ -368,7 +380,12 @@ impl Kernel {
     ) -> io::Result<Applied> {
         let now = Instant::now();
         let own = match wanted {
-            Some(wanted) => Some(self.ports.read(&mut self.nft, wanted, now)?),
+            Some(wanted) => {
+                let read = self.ports.read(&mut self.nft, wanted, now);
+                // The plans are lost with the error.
+                self.broken |= read.is_err();
+                Some(read?)
+            }
             None => None,
         };
         let mut batch = if rebuild { self.table.rebuild() } else { self.table.batch() };

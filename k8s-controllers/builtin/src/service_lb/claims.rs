@@ -63,6 +63,11 @@ impl Claims {
         }
     }
 
+    /// Returns true if a Service holds a port of an address.
+    pub(super) fn has(&self, service: &ObjectKey, address: IpAddr, port: &Port) -> bool {
+        self.holders.get(&(address, port.clone())) == Some(service)
+    }
+
     /// Returns true if a Service holds anything.
     pub(super) fn holds_any(&self, service: &ObjectKey) -> bool {
         self.of.contains_key(service)

@@ -67,14 +67,14 @@ fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
 
 /// Returns true if a pod on a node refers to a claim. A pod without a node is not started with a claim that
 /// is being deleted, nor is one whose ephemeral volume has the claim of an earlier pod. One that was deleted
-/// without grace has ended, and may wait for the claim itself.
+/// without grace may itself wait for its ephemeral claim to go.
 fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
     let ended = pod.is_deleting() && pod.metadata.deletion_grace_period_seconds == Some(0);
     let is_own = || claim.controller_ref().is_some_and(|owner| owner.uid == pod.uid());
     !node_name(pod).is_empty()
-        && !ended
         && pod.namespace() == claim.namespace()
-        && volumes_of(pod).any(|(name, is_ephemeral)| name == claim.name() && (!is_ephemeral || is_own()))
+        && volumes_of(pod)
+            .any(|(name, is_ephemeral)| name == claim.name() && (!is_ephemeral || (!ended && is_own())))
 }
 
 struct Claims;
@@ -163,7 +163,8 @@ mod tests {
             (pod("", named.clone(), plain.clone()), claim("data", "x"), false),
             (pod("n", named.clone(), json!({"namespace": "b"})), claim("data", "x"), false),
             (pod("n", named.clone(), with(30)), claim("data", "x"), true),
-            (pod("n", named.clone(), with(0)), claim("data", "x"), false),
+            (pod("n", named.clone(), with(0)), claim("data", "x"), true),
+            (pod("n", own.clone(), with(0)), claim("p-v", "u"), false),
             (pod("n", own.clone(), plain.clone()), claim("p-v", "u"), true),
             (pod("n", own.clone(), plain.clone()), claim("p-v", "of an earlier pod"), false),
             (pod("n", own, plain), claim("data", "u"), false),

@@ -242,3 +242,21 @@ async fn local_policies_get_the_nodes_with_endpoints() {
     slices.patch("web-1", &Patch::Merge(patch)).await.unwrap();
     lb.has("web", &["192.0.2.1"]).await;
 }
+
+/// The owner of an older Service takes no address from a load balancer that has it.
+#[tokio::test(start_paused = true)]
+async fn an_external_ip_that_comes_later_takes_nothing() {
+    let lb = Lb::start().await;
+    lb.create("old", 443, json!({"type": "ClusterIP"})).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    lb.create("shop", 443, json!({})).await;
+    lb.has("shop", BOTH).await;
+    lb.patch("old", json!({"spec": {"externalIPs": ["192.0.2.1"]}})).await;
+    lb.rest().await;
+    assert_eq!(lb.addresses("shop").await, BOTH);
+    // A newer load balancer does not get what is an external IP already.
+    lb.patch("old", json!({"spec": {"ports": [{"name": "b", "port": 444}, {"name": "a", "port": 443}]}}))
+        .await;
+    lb.create("late", 444, json!({})).await;
+    lb.has("late", &["192.0.2.2"]).await;
+}

@@ -61,7 +61,8 @@ fn order(first: u32, count: u32, low: u32) -> impl Iterator<Item = u32> {
     let parts = [(first + low, count - low), (first, low)];
     parts.into_iter().filter(|(_, count)| *count > 0).flat_map(|(first, count)| {
         let start = random::range(0..count);
-        (0..count).map(move |i| first + (start + i) % count)
+        // Not `start + i`: a range may have nearly 2^32 numbers.
+        (0..count).map(move |i| first + if i < count - start { start + i } else { i - (count - start) })
     })
 }
 

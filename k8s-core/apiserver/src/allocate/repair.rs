@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_store::{StoreError, Stored};
 use serde_json::Value;
 
@@ -80,7 +80,10 @@ fn has(state: &State, owner: &Owner, claim: &Stored) -> bool {
 fn is_old(state: &State, stored: &Stored) -> bool {
     let object: Value = serde_json::from_slice(&stored.json).unwrap_or_default();
     let made = str_at(&object, "/metadata/creationTimestamp").parse::<Timestamp>();
-    made.is_ok_and(|made| state.clock.now().duration_since(made).unsigned_abs() > GRACE)
+    // One from the future is another server's, whose clock is ahead.
+    made.is_ok_and(|made| {
+        state.clock.now().duration_since(made) > SignedDuration::try_from(GRACE).unwrap_or_default()
+    })
 }
 
 /// Looks at everything now and then. The task ends when the server is dropped.

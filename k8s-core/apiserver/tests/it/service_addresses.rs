@@ -192,6 +192,18 @@ async fn ports_of_one_number_share_a_node_port() {
     assert!(held());
     done(&server, "PATCH", &format!("{SERVICES}/lb"), &json!({"metadata": {"labels": {"a": "b"}}})).await;
     assert!(held());
+    let moved = json!({"spec": {"healthCheckNodePort": 22}});
+    let admin = User::new("admin", &["system:masters"]);
+    let refused = ask_as(&server, &admin, "PATCH", &format!("{SERVICES}/lb"), &moved).await;
+    assert!(
+        why(&refused).ends_with("spec.healthCheckNodePort: Forbidden: field is immutable"),
+        "{}",
+        why(&refused)
+    );
+    // It is no port of the Service's ports.
+    let own = json!({"spec": {"ports": [{"port": 80, "nodePort": port}]}});
+    let refused = ask_as(&server, &admin, "PATCH", &format!("{SERVICES}/lb"), &own).await;
+    assert_eq!(refused.status, 422, "{}", why(&refused));
     done(&server, "PATCH", &format!("{SERVICES}/lb"), &json!({"spec": {"externalTrafficPolicy": "Cluster"}}))
         .await;
     assert!(!held());
@@ -248,4 +260,28 @@ async fn what_a_crash_left_over_is_found() {
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(left.contains_key("10.96.0.79"), "somebody else's stays");
     assert_eq!(store.snapshot("ranges.servicenodeports").range("", "").count(), 1);
+}
+
+#[tokio::test]
+async fn more_ports_than_there_are_take_none() {
+    let store = Store::memory();
+    let server = server(&store, "10.96.0.0/24").await;
+    let ports: Vec<Value> = (1..3000).map(|i| json!({"name": format!("p{i}"), "port": i})).collect();
+    let refused = try_create(&server, "many", json!({"type": "NodePort", "ports": ports})).await;
+    assert!(refused.status == 500 && why(&refused).ends_with("range is full"), "{}", why(&refused));
+    assert!(addresses(&server).await.is_empty());
+    assert_eq!(store.snapshot("ranges.servicenodeports").range("", "").count(), 0);
+}
+
+#[tokio::test]
+async fn a_generated_name_is_that_of_the_claims() {
+    let store = Store::memory();
+    let server = server(&store, "10.96.0.0/24").await;
+    let service = json!({"metadata": {"generateName": "web-"}, "spec": {"ports": [{"port": 80}]}});
+    let mut names = BTreeSet::new();
+    for _ in 0..5 {
+        let made = done(&server, "POST", SERVICES, &service).await;
+        names.insert(made["metadata"]["name"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(addresses(&server).await.into_values().collect::<BTreeSet<_>>(), names);
 }

@@ -37,6 +37,10 @@ pub static STRATEGY: Strategy = Strategy {
             let value = if now.is_empty() { json!([]) } else { json!([now]) };
             errors.invalid("spec.clusterIPs[0]", value, "may not change once set");
         }
+        let port = |service: &Value| int_at(service, "/spec/healthCheckNodePort").filter(|port| *port != 0);
+        if has_health_port(new) && has_health_port(old) && port(old).is_some() && port(new) != port(old) {
+            errors.forbidden("spec.healthCheckNodePort", "field is immutable");
+        }
     },
     ..BASE
 };
@@ -195,6 +199,7 @@ const RULES: &[Rule] = &[
         ],
     ),
     Rule("spec.ports[*].nodePort", &[Check::Between(0, 65535)]),
+    Rule("spec.healthCheckNodePort", &[Check::Between(0, 65535)]),
     Rule("spec.ports[*].appProtocol", &[Check::Qualified]),
     Rule(
         "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
