@@ -3,8 +3,8 @@
 //! Flow: a [`Batch`] collects changes; [`Nft::commit`] applies it. Packets see the rules from before or
 //! after, nothing between. Only tables of our own name in the `ip` family are touched.
 //!
-//! Ours, because no kept crate builds rules without the program `nft` or the C library libnftnl, and because a
-//! sync of many thousand rules is one buffer here.
+//! Ours, because no kept crate builds rules without the program `nft` or the C library libnftnl, and because
+//! a sync of many thousand rules is one buffer here.
 //!
 //! Not here: the rules themselves (see `proxy::rules` and `bridge::rules`). [`expr`] has the expressions.
 

@@ -210,7 +210,7 @@ async fn blocking<T: Send + 'static, E: Into<NodeNetError> + Send + 'static>(
     }
 }
 
-/// What the parts read.
+/// Caches that the parts read.
 type Caches = (Cache<Service>, Cache<EndpointSlice>, Cache<Node>, Cache<ServiceCIDR>);
 
 impl NodeNet {

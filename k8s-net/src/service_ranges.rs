@@ -16,8 +16,8 @@ use crate::{
     rtnl::{How, Listed, Route, Rtnl},
 };
 
-/// Returns the added ranges that may have a route, sorted. `taken` are the ranges of other links: a range that
-/// overlaps with one would cut off its hosts, and is left out.
+/// Returns the added ranges that may have a route, sorted. `taken` are the ranges of other links: a range
+/// that overlaps with one would cut off its hosts, and is left out.
 pub(crate) fn plan(objects: &[Arc<ServiceCIDR>], configured: &[Ipv4Net], taken: &[Ipv4Net]) -> Vec<Ipv4Net> {
     let texts = objects.iter().flat_map(|object| object.spec.iter().flat_map(|s| s.cidrs.iter().flatten()));
     let overlap = |a: &Ipv4Net, b: &Ipv4Net| a.contains(b) || b.contains(a);
@@ -38,8 +38,8 @@ fn foreign(routes: &[Listed], bridge: u32) -> Vec<Ipv4Net> {
     routes.iter().filter(other).map(|r| r.to).collect()
 }
 
-/// Sets the routes of the added ranges, and removes those of ranges that are gone. Blocking. Returns the ranges
-/// that have no route because another link has their addresses.
+/// Sets the routes of the added ranges, and removes those of ranges that are gone. Blocking. Returns the
+/// ranges that have no route because another link has their addresses.
 pub(crate) fn apply(bridge: &Bridge, objects: &[Arc<ServiceCIDR>]) -> io::Result<Vec<Ipv4Net>> {
     let mut rtnl = Rtnl::open()?;
     let (index, gateway, configured) = (bridge.index(), bridge.gateway(), bridge.ranges());

@@ -116,7 +116,7 @@ pub struct Failure {
     remedy: Remedy,
 }
 
-/// What can help after a [`Failure`].
+/// Remedy after a [`Failure`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Remedy {
     Again,
@@ -136,7 +136,8 @@ impl Failure {
         Failure { message: message.into(), remedy: Remedy::Elsewhere }
     }
 
-    /// Never of this size; the claim may ask for less. As [`Failure::again`] for all but [`Expander::expand`].
+    /// Never of this size; the claim may ask for less. As [`Failure::again`] for all but
+    /// [`Expander::expand`].
     pub fn infeasible(message: impl Into<String>) -> Self {
         Failure { message: message.into(), remedy: Remedy::OtherSize }
     }

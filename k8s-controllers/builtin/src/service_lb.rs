@@ -375,7 +375,7 @@ fn owner_of(
             let all = services.by_index(NODE_PORTS, &port.to_string());
             all.into_iter().find(|other| other.key() != service.key()).map(|other| other.key())
         };
-        // What it has it keeps, whatever an older Service asks for later.
+        // A Service keeps its address, whatever an older one asks for later.
         let older = if has(port) { None } else { older() };
         older.or_else(by_node_port).map(|owner| (port.clone(), owner))
     })

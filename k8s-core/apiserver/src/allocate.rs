@@ -4,24 +4,22 @@
 //! Whoever creates that object has it, so that several API servers cannot give one twice. Addresses come from
 //! the ranges of all ServiceCIDRs that are ready.
 //!
-//! A write of a Service first takes what it needs ([`ServiceAllocator::reserve`]), and then either keeps it
+//! A write of a Service first takes what it needs ([`reserve`]), and then either keeps it
 //! and gives back what the Service has no more, or gives all of it back. What a crash leaves over is found
 //! later ([`repair`]).
 
 mod claims;
-mod ranges;
 pub(crate) mod repair;
 
 use std::{collections::HashMap, net::Ipv4Addr, sync::Arc};
 
-use ipnet::Ipv4Net;
 use k8s_core::status::ApiStatus;
-use k8s_store::Store;
 use serde_json::{Value, json};
 
 use self::claims::{Claim, Owner};
 use crate::{
     invalid::FieldErrors,
+    service_ranges::{self, ServiceRanges},
     state::State,
     value::{array_at, bool_at, child, int_at, str_at},
 };
@@ -30,19 +28,11 @@ use crate::{
 const DRY_PORT: u16 = 32769;
 const PORTS_FULL: &str = "failed to allocate a nodePort: range is full";
 
-/// Allocator of cluster addresses and node ports.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ServiceAllocator {
-    range: Ipv4Net,
-    /// First and last node port.
-    ports: (u16, u16),
-}
-
 /// Addresses and ports that one write took.
 pub(crate) struct Reservation {
     state: Arc<State>,
-    /// The write may be under way. It goes on if its request is dropped, so nothing is given back then; what is
-    /// left over is found later.
+    /// The write may be under way. It goes on if its request is dropped, so nothing is given back then; what
+    /// is left over is found later.
     complete: bool,
     owner: Owner,
     taken: Vec<Claim>,
@@ -69,7 +59,6 @@ impl Reservation {
 
 impl Drop for Reservation {
     /// For a request that is dropped before it has all that it needs.
-    #[expect(clippy::disallowed_methods, reason = "a short task; what it leaves over is found later")]
     fn drop(&mut self) {
         let taken = std::mem::take(&mut self.taken);
         let idle = self.complete || taken.is_empty();
@@ -113,7 +102,7 @@ fn node_ports(service: &Value) -> Vec<u16> {
 /// A write that takes addresses and ports.
 struct Taking {
     reservation: Reservation,
-    allocator: ServiceAllocator,
+    ranges: ServiceRanges,
     /// Nothing is taken.
     dry_run: bool,
     /// The highest node port of a dry run.
@@ -121,50 +110,42 @@ struct Taking {
     errors: FieldErrors,
 }
 
-impl ServiceAllocator {
-    /// Creates an allocator of an address range and a port range (both ends included).
-    pub(crate) fn new(range: Ipv4Net, ports: (u16, u16)) -> Self {
-        ServiceAllocator { range, ports }
-    }
-
-    /// Returns true if an address is in a range of Services.
-    pub(crate) fn contains(&self, store: &Store, address: Ipv4Addr) -> bool {
-        ranges::usable(store, self.range).iter().any(|range| range.contains(&address))
-    }
-
-    /// Takes the addresses and ports that a new or changed Service asks for or needs, and writes them into it.
-    ///
-    /// # Errors
-    /// 422 for values that are out of range or taken; 500 when a range is full; 503 without the store.
-    pub(crate) async fn reserve(
-        self,
-        state: &Arc<State>,
-        service: &mut Value,
-        old: Option<&Value>,
-        dry_run: bool,
-    ) -> Result<Reservation, ApiStatus> {
-        let owner = Owner::of(service);
-        let reservation =
-            Reservation { state: state.clone(), complete: false, owner, taken: Vec::new(), left: Vec::new() };
-        let mut taking =
-            Taking { reservation, allocator: self, dry_run, dry_port: None, errors: FieldErrors::default() };
-        match taking.all(service, old).await {
-            Ok(()) if taking.errors.is_empty() => {}
-            failed => {
-                let name = str_at(service, "/metadata/name").to_owned();
-                let Taking { reservation, errors, .. } = taking;
-                reservation.abandon().await;
-                return Err(failed.err().unwrap_or_else(|| errors.into_status("", "Service", &name)));
-            }
+/// Takes the addresses and ports that a new or changed Service asks for or needs, and writes them into it.
+///
+/// # Errors
+/// 422 for values that are out of range or taken; 500 when a range is full; 503 without the store.
+pub(crate) async fn reserve(
+    state: &Arc<State>,
+    service: &mut Value,
+    old: Option<&Value>,
+    dry_run: bool,
+) -> Result<Reservation, ApiStatus> {
+    let owner = Owner::of(service);
+    let reservation =
+        Reservation { state: state.clone(), complete: false, owner, taken: Vec::new(), left: Vec::new() };
+    let mut taking = Taking {
+        reservation,
+        ranges: state.services,
+        dry_run,
+        dry_port: None,
+        errors: FieldErrors::default(),
+    };
+    match taking.all(service, old).await {
+        Ok(()) if taking.errors.is_empty() => {}
+        failed => {
+            let name = str_at(service, "/metadata/name").to_owned();
+            let Taking { reservation, errors, .. } = taking;
+            reservation.abandon().await;
+            return Err(failed.err().unwrap_or_else(|| errors.into_status("", "Service", &name)));
         }
-        let mut reservation = taking.reservation;
-        if let (Some(old), false) = (old, dry_run) {
-            let now: Vec<Claim> = repair::held(service).collect();
-            reservation.left = repair::held(old).filter(|claim| !now.contains(claim)).collect();
-        }
-        reservation.complete = true;
-        Ok(reservation)
     }
+    let mut reservation = taking.reservation;
+    if let (Some(old), false) = (old, dry_run) {
+        let now: Vec<Claim> = repair::held(service).collect();
+        reservation.left = repair::held(old).filter(|claim| !now.contains(claim)).collect();
+    }
+    reservation.complete = true;
+    Ok(reservation)
 }
 
 /// Returns true for a Service whose load balancer asks a port of the node whether it has endpoints.
@@ -255,12 +236,12 @@ impl Taking {
 
     /// Takes the address that a Service asks for. Returns why it cannot have it.
     async fn claim_address(&mut self, address: Ipv4Addr) -> Result<Option<String>, ApiStatus> {
-        let all = ranges::usable(&self.reservation.state.store, self.allocator.range);
+        let all = service_ranges::usable(&self.reservation.state.store, self.ranges.addresses);
         let Some(range) = all.iter().find(|range| range.contains(&address)) else {
             return Ok(Some("the provided network does not match the current range".to_owned()));
         };
         let number = u32::from(address);
-        if !ranges::bounds(*range).is_some_and(|(first, last)| (first..=last).contains(&number)) {
+        if !service_ranges::bounds(*range).is_some_and(|(first, last)| (first..=last).contains(&number)) {
             return Ok(Some(format!(
                 "the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
             )));
@@ -271,12 +252,12 @@ impl Taking {
     }
 
     async fn any_address(&mut self, name: &str) -> Result<Ipv4Addr, ApiStatus> {
-        let all = ranges::usable(&self.reservation.state.store, self.allocator.range);
+        let all = service_ranges::usable(&self.reservation.state.store, self.ranges.addresses);
         if let (true, Some(range)) = (self.dry_run, all.first()) {
             return Ok(range.network());
         }
         for range in all {
-            for address in ranges::candidates(range) {
+            for address in service_ranges::candidates(range) {
                 if self.take(Claim::Address(address)).await? {
                     return Ok(address);
                 }
@@ -301,7 +282,7 @@ impl Taking {
             .iter()
             .map(|port| (int_at(port, "/port"), int_at(port, "/nodePort").filter(|p| *p != 0)))
             .collect();
-        let (first, last) = self.allocator.ports;
+        let (first, last) = self.ranges.ports;
         if any && asked.len() > usize::from(last.saturating_sub(first)) + 1 {
             // One after the other they would be taken from everybody else for a while.
             return Err(ApiStatus::internal(PORTS_FULL));
@@ -345,7 +326,7 @@ impl Taking {
         wanted: i64,
         mine: &mut Vec<u16>,
     ) -> Result<Result<u16, String>, ApiStatus> {
-        let (first, last) = self.allocator.ports;
+        let (first, last) = self.ranges.ports;
         match u16::try_from(wanted) {
             Ok(port) if mine.contains(&port) => Ok(Ok(port)),
             Ok(port) if (first..=last).contains(&port) => {
@@ -369,7 +350,7 @@ impl Taking {
             self.dry_port = Some(port);
             return Ok(port);
         }
-        for port in ranges::ports(self.allocator.ports) {
+        for port in service_ranges::ports(self.ranges.ports) {
             if self.take(Claim::Port(port)).await? {
                 return Ok(port);
             }

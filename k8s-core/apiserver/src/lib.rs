@@ -69,6 +69,7 @@ mod respond;
 mod reviews;
 mod scale;
 mod server;
+mod service_ranges;
 pub mod stages;
 mod state;
 mod storage;

@@ -16,7 +16,6 @@ use serde_json::Value;
 use crate::{
     admission::Chain,
     aggregate::{Aggregator, Remote},
-    allocate::ServiceAllocator,
     audit::Auditor,
     auth::{Authenticator, Authorization, Evidence, TokenUses, tokens::TokenIssuer},
     limits::Gate,
@@ -24,6 +23,7 @@ use crate::{
     proxy::NodeConnector,
     request::RequestInfo,
     resources::{Resource, SharedRegistry},
+    service_ranges::ServiceRanges,
     stages::{Audit, Authenticate, FlowControl},
     tls::ClientKeys,
 };
@@ -84,7 +84,7 @@ pub(crate) struct State {
     pub(crate) authenticator: Authenticator,
     pub(crate) authorization: Arc<Authorization>,
     pub(crate) issuer: TokenIssuer,
-    pub(crate) services: ServiceAllocator,
+    pub(crate) services: ServiceRanges,
     pub(crate) admission: Chain,
     pub(crate) observers: &'static [&'static dyn Observer],
     pub(crate) authenticators: Authenticators,

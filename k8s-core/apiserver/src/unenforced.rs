@@ -15,7 +15,7 @@ use k8s_core::json;
 use k8s_store::Store;
 use serde_json::Value;
 
-use crate::{allocate::ServiceAllocator, call::Call, resources::Resource, state::State, value::array_at};
+use crate::{call::Call, resources::Resource, service_ranges::ServiceRanges, state::State, value::array_at};
 
 /// A kind whose objects are stored only: the name in the store, and the warning.
 struct Kind(&'static str, &'static str);
@@ -53,7 +53,7 @@ const SET: Test = |_, _| true;
 
 /// The address ranges of the cluster.
 struct Ranges<'a> {
-    services: &'a ServiceAllocator,
+    services: &'a ServiceRanges,
     /// The configured range of pods. `None`: the ranges of the nodes count.
     pods: Option<Ipv4Net>,
     store: &'a Store,

@@ -86,7 +86,7 @@ async fn reserve(
     if !resource.strategy.allocates {
         return Ok(None);
     }
-    state.services.reserve(state, object, old, dry_run).await.map(Some)
+    crate::allocate::reserve(state, object, old, dry_run).await.map(Some)
 }
 
 /// Ends a reservation: what was taken is kept if there was a write.

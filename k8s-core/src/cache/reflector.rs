@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures::{StreamExt, stream::BoxStream};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -95,22 +94,23 @@ enum Position {
     At(u64),
 }
 
-/// Time from which on a failing watch is worth a warning. A right that comes a moment late (a node's, for the
-/// objects of a pod that was just bound) is none.
-const PASSING: Duration = Duration::from_secs(1);
+/// Failures in a row, within a second, that are not worth a warning. A right may come a moment late: a
+/// node's, for the objects of a pod that was just bound.
+const PASSING: u32 = 4;
 
 /// A watch that fails. Each error is logged once.
 #[derive(Default)]
 struct Trouble {
-    since: Option<Instant>,
+    /// Failures in a row.
+    count: u32,
     told: Option<String>,
 }
 
 impl Trouble {
     fn tell(&mut self, kind: &str, error: &Error) {
         let text = error.to_string();
-        let lasts = self.since.get_or_insert_with(Instant::now).elapsed() >= PASSING;
-        if !lasts || self.told.as_ref() == Some(&text) {
+        self.count = self.count.saturating_add(1);
+        if self.count <= PASSING || self.told.as_ref() == Some(&text) {
             return debug!(kind, error = text, "watch failed");
         }
         if is_without(error) {
@@ -126,7 +126,7 @@ impl Trouble {
     }
 
     fn over(&mut self, kind: &str) {
-        self.since = None;
+        self.count = 0;
         if self.told.take().is_some() {
             info!(kind, "watch works again");
         }

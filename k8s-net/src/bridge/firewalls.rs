@@ -78,8 +78,8 @@ fn rules(config: &BridgeConfig, chain: &BaseChain) -> Vec<Rule> {
     rules.into_iter().map(|rule| rule.verdict(&Verdict::Accept)).collect()
 }
 
-/// Lets pods through the firewalls that are there. With `anew` rules of earlier settings are replaced. A failure
-/// is logged. Blocking and idempotent.
+/// Lets pods through the firewalls that are there. With `anew` rules of earlier settings are replaced. A
+/// failure is logged. Blocking and idempotent.
 pub(crate) fn open(config: &BridgeConfig, anew: bool) {
     let done = Nft::open().and_then(|mut nft| {
         let chains = nft.base_chains()?;

@@ -218,8 +218,8 @@ impl Worker {
         }
     }
 
-    /// Returns the services to plan, in the order in which they get an address that several want: first those to
-    /// which a load balancer gave it, then the oldest.
+    /// Returns the services to plan, in the order in which they get an address that several want: first
+    /// those to which a load balancer gave it, then the oldest.
     fn affected(&mut self, dirty: &mut Dirty, rebuild: bool, contested: Vec<ObjectKey>) -> Vec<ObjectKey> {
         let mut moved = false;
         if std::mem::take(&mut dirty.node) {

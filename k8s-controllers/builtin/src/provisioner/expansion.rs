@@ -1,8 +1,8 @@
 //! Decides how large a volume is to be made. Pure.
 //!
 //! A claim's status remembers the size that its driver was last asked for, so that a driver that was
-//! interrupted is asked for the same size again, and a claim may ask for less after a size that was infeasible
-//! (upstream's `RecoverVolumeExpansionFailure`).
+//! interrupted is asked for the same size again, and a claim may ask for less after a size that was
+//! infeasible (upstream's `RecoverVolumeExpansionFailure`).
 
 use k8s_core::{
     api::{

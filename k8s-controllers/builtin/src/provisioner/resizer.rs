@@ -50,8 +50,8 @@ use crate::volumes::{matching, volume_name};
 /// # }
 /// ```
 pub trait Expander: Provisioner {
-    /// Makes the storage of a volume larger, to at least `size` bytes, and its file system with it. Returns the
-    /// size that it now has. May be called again after it succeeded, and with a smaller size after
+    /// Makes the storage of a volume larger, to at least `size` bytes, and its file system with it. Returns
+    /// the size that it now has. May be called again after it succeeded, and with a smaller size after
     /// [`Failure::infeasible`].
     ///
     /// # Errors

@@ -109,8 +109,8 @@ pub(super) async fn bind(
     Ok(())
 }
 
-/// Returns true if a pod whose binding failed is on its node: the answer may be lost, and the cache behind. Else
-/// its room would be given to others. Asks until the API server answers.
+/// Returns true if a pod whose binding failed is on its node: the answer may be lost, and the cache behind.
+/// Else its room would be given to others. Asks until the API server answers.
 async fn is_bound(placement: &Placement) -> bool {
     let pods = placement.client.namespaced::<Pod>(&placement.pod.key.namespace);
     loop {

@@ -1,4 +1,4 @@
-//! What a Service has: addresses and node ports, each a stored object that names the Service. Only one write
+//! Addresses and node ports of Services, each a stored object that names its Service. Only one write
 //! can create such an object, whichever server it goes through.
 
 use std::{net::Ipv4Addr, sync::Arc};

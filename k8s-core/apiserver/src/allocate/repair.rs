@@ -53,9 +53,9 @@ pub(crate) async fn claim_all(state: &Arc<State>) -> Result<(), StoreError> {
 async fn release_all(state: &Arc<State>) -> Result<(), StoreError> {
     for resource in [ADDRESSES, PORTS] {
         for stored in state.store.snapshot(resource).range("", "") {
-            if owner_of(&stored).is_some_and(|owner| !has(state, &owner, &stored)) && is_old(state, &stored) {
+            if owner_of(stored).is_some_and(|owner| !has(state, &owner, stored)) && is_old(state, stored) {
                 tracing::info!(claim = %stored.key, resource, "no Service has it: released");
-                match claims::remove(state, &stored, resource).await {
+                match claims::remove(state, stored, resource).await {
                     Ok(()) | Err(StoreError::Conflict { .. }) => {}
                     Err(e) => return Err(e),
                 }

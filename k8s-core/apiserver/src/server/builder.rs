@@ -14,7 +14,7 @@ use super::{ApiServer, BuildError, upkeep::own_client};
 use crate::{
     admission::{Admit, Chain, Configuration, IntoAdmit, Parts, Selection},
     aggregate::{Aggregator, LocalApi},
-    allocate::{ServiceAllocator, repair::Addresses},
+    allocate::repair::Addresses,
     apiservices::ApiServices,
     audit::{Auditor, Policy, Sink},
     auth::{
@@ -26,6 +26,7 @@ use crate::{
     policy_status::Policies,
     proxy::NodeConnector,
     resources::{Enablement, Resource, SharedRegistry, is_built_in},
+    service_ranges::ServiceRanges,
     stages::{Audit, Authenticate, Authorize, FlowControl},
     state::{Authenticators, Observer, Pace, State},
     tls::{ClientIdentity, ClientKeys},
@@ -431,7 +432,7 @@ impl Builder {
         let issuer = TokenIssuer::with(key, self.service_account_tokens)?;
         let front_proxy = self.front_proxy.as_ref().map(ClientKeys::new).transpose();
         let front_proxy = front_proxy.map_err(|reason| BuildError::FrontProxy { reason })?;
-        let services = ServiceAllocator::new(self.service_range, self.node_ports);
+        let services = ServiceRanges { addresses: self.service_range, ports: self.node_ports };
         let authorization =
             Authorization::new(self.store.clone(), self.authorizers, &self.authorization, &self.metrics);
         let authorization = Arc::new(authorization);

@@ -71,7 +71,7 @@ async fn who_says_which_devices_a_claim_has_needs_rights_of_its_own() {
     assert_eq!(made.status, 200, "{}", made.json());
     let user = json!([{"resource": "pods", "name": "p", "uid": "u"}]);
     refused(&write(&driver, json!({"reservedFor": user})).await, "at the cluster scope");
-    // What stays needs nothing.
+    // An unchanged status needs no right.
     assert_eq!(write(&eve, json!({"allocation": allocation(false)})).await.status, 200);
 
     let device = |driver: &str| json!({"driver": driver, "pool": "p", "device": "d", "conditions": []});

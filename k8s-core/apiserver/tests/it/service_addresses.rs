@@ -88,7 +88,7 @@ async fn each_address_of_a_service_is_an_object() {
     let want =
         "the provided IP (10.96.0.255) is not in the valid range. The range of valid IPs is 10.96.0.0/24";
     assert!(why(&last).ends_with(want), "{}", why(&last));
-    // Who creates the object has the address.
+    // The address belongs to the creator of the object.
     let claim = json!({"metadata": {"name": "10.96.0.9"},
         "spec": {"parentRef": {"group": "gateway.networking.k8s.io", "resource": "gateways", "name": "g"}}});
     done(&server, "POST", ADDRESSES, &claim).await;

@@ -149,7 +149,7 @@ fn pods_of_a_node_that_is_gone_fail_and_are_made_anew() {
     });
 }
 
-/// How long kubelets may keep ConfigMaps and Secrets: all nodes say the same, by their number.
+/// All nodes tell kubelets the same time for keeping ConfigMaps and Secrets, by the number of nodes.
 #[test]
 fn all_nodes_have_the_same_time_to_live() {
     scheduled_storm(85, 8).controllers([node_ttl()]).run(async |lab| {

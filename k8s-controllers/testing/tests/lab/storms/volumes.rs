@@ -199,7 +199,8 @@ thread_local! {
     static SHELF: RefCell<BTreeMap<String, Quantity>> = RefCell::default();
 }
 
-/// A driver whose storage is a map from names to sizes. Calls fail now and then, also after they have done their work.
+/// A driver whose storage is a map from names to sizes. Calls fail now and then, also after they have done
+/// their work.
 struct Shelf;
 
 fn shelf() -> BTreeMap<String, Quantity> {
@@ -302,7 +303,7 @@ fn storage_is_there_for_its_claim_and_goes_with_it() {
                 }
             }
             lab.settle().await;
-            // What fails is tried again, at last every quarter of an hour.
+            // A failure is followed by another try, at last every quarter of an hour.
             lab.sleep(seconds(6000..6001)).await;
             let claims: Vec<PersistentVolumeClaim> = lab.list().await;
             let names: Vec<&str> = claims.iter().map(|claim| claim.name()).collect();

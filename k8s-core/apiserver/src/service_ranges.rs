@@ -1,4 +1,5 @@
-//! Ranges of cluster addresses: which addresses a range has, and in which order free ones are looked for.
+//! Ranges of cluster addresses and node ports: their members, and the order in which free ones are looked
+//! for.
 
 use std::net::Ipv4Addr;
 
@@ -12,9 +13,25 @@ use crate::value::{array_at, str_at};
 /// Name of ServiceCIDRs in the store.
 const RESOURCE: &str = "servicecidrs.networking.k8s.io";
 
+/// The ranges that are configured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ServiceRanges {
+    /// Cluster addresses. ServiceCIDRs add others.
+    pub(crate) addresses: Ipv4Net,
+    /// First and last node port.
+    pub(crate) ports: (u16, u16),
+}
+
+impl ServiceRanges {
+    /// Returns true if an address is in a range of Services.
+    pub(crate) fn contains(&self, store: &Store, address: Ipv4Addr) -> bool {
+        usable(store, self.addresses).iter().any(|range| range.contains(&address))
+    }
+}
+
 /// Returns the ranges that addresses are taken from: those of all ServiceCIDRs that are ready and not being
 /// deleted, and the configured one, unless a ServiceCIDR says of it that it is not ready or goes.
-pub(super) fn usable(store: &Store, configured: Ipv4Net) -> Vec<Ipv4Net> {
+pub(crate) fn usable(store: &Store, configured: Ipv4Net) -> Vec<Ipv4Net> {
     let configured = configured.trunc();
     let (mut all, mut withdrawn) = (Vec::new(), false);
     for stored in store.snapshot(RESOURCE).range("", "") {
@@ -43,7 +60,7 @@ pub(super) fn usable(store: &Store, configured: Ipv4Net) -> Vec<Ipv4Net> {
 
 /// Returns first and last address that a Service may have; `None` for a range without any. Neither the
 /// network's own address nor its broadcast address is one.
-pub(super) fn bounds(range: Ipv4Net) -> Option<(u32, u32)> {
+pub(crate) fn bounds(range: Ipv4Net) -> Option<(u32, u32)> {
     let first = u32::from(range.network()).checked_add(1)?;
     let last = u32::from(range.broadcast()).checked_sub(1)?;
     (first <= last).then_some((first, last))
@@ -67,7 +84,7 @@ fn order(first: u32, count: u32, low: u32) -> impl Iterator<Item = u32> {
 }
 
 /// Returns all addresses of a range, in the order in which a free one is looked for.
-pub(super) fn candidates(range: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
+pub(crate) fn candidates(range: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
     bounds(range).into_iter().flat_map(|(first, last)| {
         let count = last - first + 1;
         order(first, count, lower(count, 16, 256)).map(Ipv4Addr::from)
@@ -75,7 +92,7 @@ pub(super) fn candidates(range: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
 }
 
 /// Returns all node ports, in the order in which a free one is looked for.
-pub(super) fn ports((first, last): (u16, u16)) -> impl Iterator<Item = u16> {
+pub(crate) fn ports((first, last): (u16, u16)) -> impl Iterator<Item = u16> {
     let count = u32::from(last.saturating_sub(first)) + 1;
     order(first.into(), count, lower(count, 32, 128)).filter_map(|port| u16::try_from(port).ok())
 }
