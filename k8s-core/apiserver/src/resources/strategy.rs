@@ -77,7 +77,7 @@ pub struct Strategy {
     pub allow_unconditional_update: bool,
     /// A new object keeps its status: a kubelet registers its node with one.
     pub created_with_status: bool,
-    /// Objects have cluster addresses and node ports ([`crate::allocate`]).
+    /// Objects have cluster addresses and node ports (module `allocate`).
     pub allocates: bool,
     /// Target of the `proxy` subresource.
     pub proxied: Option<Proxied>,

@@ -1,4 +1,4 @@
-//! Services. [`crate::allocate`] allocates addresses and node ports.
+//! Services. The module `allocate` gives them addresses and node ports.
 
 use std::{collections::HashSet, net::IpAddr};
 
