@@ -21,7 +21,7 @@ fn added(cluster: &Cluster, name: &str) -> Outcome {
         return Err(format!("10.211.0.7 is of {owner}").into());
     }
     n.ok(&["wait", "--for=condition=Available", "deployment/web", "--timeout=60s"], "")?;
-    let wget = ["exec", "deployment/web", "--", "wget", "-q", "-T", "2", "-O-", "http://10.211.0.7/"];
+    let wget = ["exec", "deployment/web", "--", "wget", "-q", "-O-", "http://10.211.0.7/"];
     n.until(&wget, "version 1", 20)?;
     // It stays while its address is in use.
     n.ok(&["delete", "servicecidr", "more", "--wait=false"], "")?;

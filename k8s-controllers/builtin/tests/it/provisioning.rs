@@ -318,6 +318,8 @@ async fn an_expansion_that_fails_is_tried_again_with_the_same_size() {
     let tries = driver.expanded.lock().unwrap().clone();
     assert!((5..30).contains(&tries.len()) && tries.iter().all(|size| size == "3Gi"), "{tries:?}");
     *driver.broken.lock().unwrap() = None;
+    // The longest time between two tries.
+    tokio::time::sleep(std::time::Duration::from_secs(1000)).await;
     lab.until("expanded", async || sizes(&lab).await.1 == "3Gi").await;
     lab.is_quiet().await;
     let done = json!({"capacity": {"storage": "3Gi"}, "allocatedResources": {"storage": "3Gi"}});
