@@ -285,3 +285,23 @@ async fn a_generated_name_is_that_of_the_claims() {
     }
     assert_eq!(addresses(&server).await.into_values().collect::<BTreeSet<_>>(), names);
 }
+
+/// `kubectl create service --tcp=80:8080` names the port `80-8080`, which a slice must be able to have.
+#[tokio::test]
+async fn a_port_of_an_endpoint_slice_may_have_the_name_of_a_port_of_a_service() {
+    let server = server(&Store::memory(), "10.96.0.0/24").await;
+    let ports = json!([{"name": "80-8080", "port": 80}]);
+    create(&server, "web", json!({"ports": ports})).await;
+    let slice =
+        json!({"metadata": {"name": "web-1"}, "addressType": "IPv4", "ports": ports, "endpoints": []});
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    done(&server, "POST", slices, &slice).await;
+    let wrong = json!({"metadata": {"name": "web-2"}, "addressType": "IPv4", "endpoints": [],
+        "ports": [{"name": "a.b", "port": 80}]});
+    let refused = ask_as(&server, &User::new("admin", &["system:masters"]), "POST", slices, &wrong).await;
+    assert!(
+        refused.status == 422 && why(&refused).contains("ports[0].name: Invalid value"),
+        "{}",
+        why(&refused)
+    );
+}

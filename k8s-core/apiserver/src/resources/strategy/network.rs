@@ -321,7 +321,7 @@ pub static ENDPOINT_SLICE: Strategy = Strategy {
             Rule("endpoints", &[Check::Most(1000)]),
             Rule("endpoints[*]", &[Check::Has(ENDPOINT)]),
             Rule("ports", &[Check::Most(20_000), Check::UniqueBy(&["name"])]),
-            Rule("ports[*].name", &[Check::PortName]),
+            Rule("ports[*].name", &[Check::Name(NameRule::Label)]),
             Rule("ports[*].protocol", &[Check::Required(""), Check::OneOf(PROTOCOLS)]),
             Rule("ports[*].port", &[Check::Between(1, 65535)]),
             Rule("ports[*].appProtocol", &[Check::Qualified]),
