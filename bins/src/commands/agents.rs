@@ -190,7 +190,16 @@ impl Kubelet {
         stop: &CancellationToken,
     ) -> Result<Option<(SocketAddr, ServerTls)>, Failure> {
         let policy = self.policy.policy()?;
-        let Some(directory) = self.cert_dir.as_ref().filter(|_| self.port != 0) else { return Ok(None) };
+        if self.port == 0 {
+            return Ok(None);
+        }
+        let Some(directory) = &self.cert_dir else {
+            tracing::warn!(
+                port = self.port,
+                "the kubelet's API (logs, exec, metrics) is not served: --cert-dir names no CA for its certificate"
+            );
+            return Ok(None);
+        };
         let pki = Arc::new(Pki::open(name, directory).map_err(ClusterError::from)?);
         let (signed, node) = (pki.validity(), self.ranges.node_name());
         let configs = {

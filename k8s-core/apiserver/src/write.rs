@@ -173,7 +173,8 @@ async fn insert(
     stored
 }
 
-/// Takes the addresses of a new object, and stores it.
+/// Stores a new object, with the addresses that it needs. With a prefix, another name is generated while there
+/// is one of the name.
 async fn store_new(
     state: &Arc<State>,
     call: &Call,
@@ -183,24 +184,18 @@ async fn store_new(
     prefix: &str,
     record: &(dyn Fn(&Arc<State>, &mut Value) + Sync),
 ) -> Result<Bytes, ApiStatus> {
-    if !resource.strategy.allocates {
-        record(state, &mut object);
-        return store_named(state, call, resource, object, dry_run, prefix).await;
-    }
+    // Addresses are taken under the object's name: under another one others are.
+    let first = (resource.strategy.allocates && !prefix.is_empty()).then(|| object.clone());
     for _ in 0..8 {
-        let mut next = object.clone();
-        // Under the name that it will have, and only if that is free.
-        let key = resource.key(&call.info.namespace, str_at(&next, "/metadata/name"));
-        if !prefix.is_empty() && state.store.get(&resource.storage, &key).is_some() {
-            set(&mut object, "/metadata/name", generated(prefix).into());
-            continue;
-        }
-        let reserved = reserve(state, resource, &mut next, None, dry_run).await?;
-        record(state, &mut next);
-        let stored = store_named(state, call, resource, next, dry_run, "").await;
+        let reserved = reserve(state, resource, &mut object, None, dry_run).await?;
+        record(state, &mut object);
+        let stored = store_once(state, call, resource, &object, dry_run).await;
         settle(reserved, stored.is_ok() && !dry_run).await;
         match stored {
             Err(e) if !prefix.is_empty() && e.reason() == "AlreadyExists" => {
+                if let Some(first) = &first {
+                    object.clone_from(first);
+                }
                 set(&mut object, "/metadata/name", generated(prefix).into());
             }
             done => return done,
@@ -209,40 +204,29 @@ async fn store_new(
     Err(ApiStatus::already_exists(&resource.group, &resource.plural, str_at(&object, "/metadata/name")))
 }
 
-/// Stores an object that has its addresses and managers. With a prefix, another name is generated while there
-/// is one of the name.
-async fn store_named(
+/// Stores an object that is complete. Returns the stored bytes.
+async fn store_once(
     state: &Arc<State>,
     call: &Call,
     resource: &Arc<Resource>,
-    mut object: Value,
+    object: &Value,
     dry_run: bool,
-    prefix: &str,
 ) -> Result<Bytes, ApiStatus> {
-    for _ in 0..8 {
-        let name = str_at(&object, "/metadata/name").to_owned();
-        let key = resource.key(&call.info.namespace, &name);
-        if dry_run {
-            if state.store.get(&resource.storage, &key).is_some() {
-                return Err(ApiStatus::already_exists(&resource.group, &resource.plural, &name));
-            }
-            return Ok(encode(&object).into());
-        }
-        match put(state, resource, &key, Expect::Absent, &object).await {
-            Ok(stored) => {
-                crate::storage::written(state, resource, &stored).await;
-                return Ok(stored.json.clone());
-            }
-            Err(StoreError::Conflict { .. }) if !prefix.is_empty() => {
-                set(&mut object, "/metadata/name", generated(prefix).into());
-            }
-            Err(StoreError::Conflict { .. }) => {
-                return Err(ApiStatus::already_exists(&resource.group, &resource.plural, &name));
-            }
-            Err(e) => return Err(store_failure(resource, &name, &e)),
-        }
+    let name = str_at(object, "/metadata/name");
+    let key = resource.key(&call.info.namespace, name);
+    let exists = || ApiStatus::already_exists(&resource.group, &resource.plural, name);
+    if dry_run {
+        let is_free = state.store.get(&resource.storage, &key).is_none();
+        return if is_free { Ok(encode(object).into()) } else { Err(exists()) };
     }
-    Err(ApiStatus::already_exists(&resource.group, &resource.plural, str_at(&object, "/metadata/name")))
+    match put(state, resource, &key, Expect::Absent, object).await {
+        Ok(stored) => {
+            crate::storage::written(state, resource, &stored).await;
+            Ok(stored.json.clone())
+        }
+        Err(StoreError::Conflict { .. }) => Err(exists()),
+        Err(e) => Err(store_failure(resource, name, &e)),
+    }
 }
 
 /// PUT of an object.

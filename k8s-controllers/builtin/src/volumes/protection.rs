@@ -65,9 +65,12 @@ fn claims_of(pod: &Pod) -> Vec<ObjectKey> {
     volumes_of(pod).map(|(name, _)| ObjectKey::new(pod.namespace(), &name)).collect()
 }
 
-/// Returns true if a pod on a node refers to a claim. A pod without a node is not started with a claim that
-/// is being deleted, nor is one whose ephemeral volume has the claim of an earlier pod. One that was deleted
-/// without grace may itself wait for its ephemeral claim to go.
+/// Returns true if a pod on a node refers to a claim.
+///
+/// Three pods do not count, as upstream: a pod without a node, because the kubelet starts no pod whose claim
+/// is being deleted; a pod whose ephemeral volume has the claim of an earlier pod of its name; and, for its
+/// own ephemeral claims, a pod that was deleted without grace, because its finalizers may wait for the
+/// claims.
 fn uses(pod: &Pod, claim: &PersistentVolumeClaim) -> bool {
     let ended = pod.is_deleting() && pod.metadata.deletion_grace_period_seconds == Some(0);
     let is_own = || claim.controller_ref().is_some_and(|owner| owner.uid == pod.uid());

@@ -15,8 +15,8 @@ use crate::{
 
 /// Longest time that plugins may delay a binding.
 const LONGEST_PERMIT: Duration = Duration::from_secs(15 * 60);
-/// Time between questions to an API server that does not answer.
-const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// First and longest time between questions to an API server that does not answer.
+const ASK_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
 /// Result of a bind task.
 pub(super) struct Bound {
@@ -113,9 +113,14 @@ pub(super) async fn bind(
 /// Else its room would be given to others. Asks until the API server answers.
 async fn is_bound(placement: &Placement) -> bool {
     let pods = placement.client.namespaced::<Pod>(&placement.pod.key.namespace);
+    let [mut wait, longest] = ASK_AGAIN;
     loop {
         match pods.get_opt(&placement.pod.key.name).await {
-            Err(error) if error.is_transient() => tokio::time::sleep(ASK_AGAIN).await,
+            Err(error) if error.is_transient() => {
+                // Not all that wait at once.
+                tokio::time::sleep(wait.mul_f64(k8s_core::random::range(0.5..1.0))).await;
+                wait = (wait * 2).min(longest);
+            }
             Err(_) | Ok(None) => return false,
             Ok(Some(live)) => {
                 let node = live.spec.as_ref().and_then(|spec| spec.node_name.as_deref());

@@ -1,11 +1,16 @@
 //! Addresses and node ports of Services.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use futures::future::join_all;
 use k8s_apiserver::{ApiServer, User};
 use k8s_core::{api::jiff::Timestamp, clock::Clock};
-use k8s_store::Store;
+use k8s_store::{Backend, BackendError, Change, Done, Loaded, Local, Opaque, Sink, Store, Write};
 use serde_json::{Value, json};
 
 use crate::support::{Answer, ask_as, done};
@@ -255,7 +260,7 @@ async fn what_a_crash_left_over_is_found() {
         "namespace": "default", "name": "gone"}}});
     done(&server, "POST", ADDRESSES, &mine).await;
     assert_eq!(addresses(&server).await.len(), 4);
-    tokio::time::sleep(std::time::Duration::from_secs(400)).await;
+    tokio::time::sleep(Duration::from_secs(400)).await;
     let left = addresses(&server).await;
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(left.contains_key("10.96.0.79"), "somebody else's stays");
@@ -304,4 +309,77 @@ async fn a_port_of_an_endpoint_slice_may_have_the_name_of_a_port_of_a_service() 
         "{}",
         why(&refused)
     );
+}
+
+/// A backend whose writes are visible a second after they began.
+struct Slow(Local);
+
+struct Late {
+    sink: Arc<dyn Sink>,
+    queue: tokio::sync::mpsc::UnboundedSender<Vec<Change>>,
+}
+
+impl Backend for Slow {
+    fn start(&self, sink: Arc<dyn Sink>) -> Result<u64, BackendError> {
+        let (queue, mut queued) = tokio::sync::mpsc::unbounded_channel::<Vec<Change>>();
+        let shown = sink.clone();
+        tokio::spawn(async move {
+            while let Some(changes) = queued.recv().await {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                shown.apply(changes);
+            }
+        });
+        self.0.start(Arc::new(Late { sink, queue }))
+    }
+
+    fn write(&self, write: Write<'_>, done: Done) {
+        self.0.write(write, done);
+    }
+}
+
+impl Sink for Late {
+    fn load(&self, object: Loaded) {
+        self.sink.load(object);
+    }
+
+    fn apply(&self, changes: Vec<Change>) -> bool {
+        self.queue.send(changes).is_ok()
+    }
+
+    fn current(&self, resource: &str, key: &str) -> Option<(u64, Bytes)> {
+        self.sink.current(resource, key)
+    }
+
+    fn ailing(&self, reason: Option<String>) {
+        self.sink.ailing(reason);
+    }
+}
+
+/// A request that ends half-way gives back nothing that its Service has: the write goes on without it.
+#[tokio::test(start_paused = true)]
+async fn a_service_keeps_its_address_when_its_request_is_dropped() {
+    let store = Store::open(Slow(Local::memory(0)), Opaque).unwrap();
+    let server = server(&store, "10.96.0.0/24").await;
+    let (mut stored, mut gone) = (BTreeSet::new(), 0);
+    for i in 0..8 {
+        let name = format!("s{i}");
+        let request = try_create(&server, &name, json!({"type": "NodePort"}));
+        let _ = tokio::time::timeout(Duration::from_millis(500 + 500 * i), request).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let Some(service) = store.get("services", &format!("default/{name}")) else {
+            gone += 1;
+            continue;
+        };
+        stored.insert(name.clone());
+        let service: Value = serde_json::from_slice(&service.json).unwrap();
+        assert_eq!(addresses(&server).await.get(&address(&service)), Some(&name));
+        let port = service["spec"]["ports"][0]["nodePort"].to_string();
+        let claim = store.get("ranges.servicenodeports", &port).expect("the port is its");
+        assert!(String::from_utf8_lossy(&claim.json).contains(&name));
+    }
+    assert!(stored.len() > 2 && gone > 2, "{stored:?} were stored, {gone} were not");
+    // The others' claims are found.
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    assert_eq!(addresses(&server).await.into_values().collect::<BTreeSet<_>>(), stored);
+    assert_eq!(store.snapshot("ranges.servicenodeports").range("", "").count(), stored.len());
 }
