@@ -1,7 +1,7 @@
 //! Allocation of devices to ResourceClaims on one node. Pure.
 //!
-//! Flow: [`Inventory::on_node`] collects the devices that the node can use, [`Selectors`] says which a request
-//! accepts, and a depth-first search picks them. The first complete choice is the result.
+//! Flow: [`Inventory::on_node`] collects the devices that the node can use, [`Selectors`] says which a
+//! request accepts, and a depth-first search picks them. The first complete choice is the result.
 //!
 //! Guarantees:
 //! 1. No device is given twice, nor one in use, except for admin access.

@@ -38,8 +38,8 @@ pub(crate) fn store_failure(resource: &Resource, name: &str, error: &StoreError)
     }
 }
 
-/// 503 for a write of which nothing is stored; the store writes again once its disk has room. Upstream answers
-/// 500 over a full etcd, which clients do not retry.
+/// 503 for a write of which nothing is stored; the store writes again once its disk has room. Upstream
+/// answers 500 over a full etcd, which clients do not retry.
 pub(crate) fn unavailable(error: &StoreError) -> ApiStatus {
     ApiStatus::of(Reason::ServiceUnavailable, error.to_string()).retry_after(UNAVAILABLE_SECONDS)
 }
