@@ -210,7 +210,8 @@ fn components() -> Outcome {
     start(&mut cluster, "kube-scheduler", &["--config", &profiles])?;
     let root = cluster.dir.path().join("node").to_string_lossy().into_owned();
     let kubelet = kubeconfig("kubelet-shelf");
-    let flags = ["--kubeconfig", &kubelet, "--root-dir", &root, "--hostname-override", "shelf"];
+    let room = crate::components::ROOM_ON_SMALL_DISKS;
+    let flags = ["--kubeconfig", &kubelet, "--root-dir", &root, "--hostname-override", "shelf", room];
     start(&mut cluster, "kubelet", &flags)?;
     cluster.kubeconfig = pki.join("admin.kubeconfig");
     cluster.wait_ready()?;
