@@ -461,6 +461,7 @@ impl Cluster {
                         .into_iter()
                         .filter(|port| *port != 0)
                         .collect(),
+                    hold_dns: true,
                     metrics: config.metrics.clone(),
                 };
                 crate::network::record(&self.paths, &network)?;
@@ -472,7 +473,7 @@ impl Cluster {
                 let images = open_images(&self.paths)?;
                 self.add(LocalNode::start(&self.paths, &config, &kubelet(&config.name), pods, images).await?);
                 let client = self.client();
-                crate::network::publish_dns(&client, dns)
+                crate::network::publish_dns(&client, dns, &choices.settings.cluster_domain)
                     .await
                     .map_err(ClusterError::of("make the kube-dns Service"))?;
             }

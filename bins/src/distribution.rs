@@ -49,6 +49,7 @@ impl Distribution {
     #[must_use]
     pub fn main(self) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();
+        k8s_net::dns::run_if_holder();
         crate::commands::run(self.base, std::env::args_os().collect(), self.extensions)
     }
 
@@ -64,6 +65,7 @@ impl Distribution {
     #[must_use]
     pub fn component_main(self, component: &str) -> ExitCode {
         k8s_runtime::embedded::run_if_zygote();
+        k8s_net::dns::run_if_holder();
         let mut args: Vec<OsString> = vec![self.base.name.into(), component.into()];
         args.extend(std::env::args_os().skip(1));
         crate::commands::run(self.base, args, self.extensions)

@@ -6,17 +6,19 @@ use std::{
     sync::Arc,
 };
 
+use http::Method;
 use ipnet::Ipv4Net;
 use k8s_core::client::{Client, Error};
 use k8s_metrics::Registry;
 use k8s_net::{
     bridge::{Bridge, bridge_name},
+    dns::{CONFIG_MAP, Dns, standard_corefile},
     node::{NodeNet, NodeNetConfig},
     pod::PodNetwork,
 };
 use serde_json::json;
 
-use crate::{apply::apply, error::ClusterError, paths::Paths, ranges};
+use crate::{apply::apply, error::ClusterError, identities::PROXY, paths::Paths, ranges};
 
 /// Settings of a node's network.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct NetworkConfig {
     pub state_dir: PathBuf,
     /// TCP ports of the node's own agents, which no Service may take.
     pub reserved_ports: Vec<u16>,
+    /// Whether a process of its own answers names, and goes on when this one ends.
+    pub hold_dns: bool,
     /// Registry of the proxy's metrics.
     pub metrics: Registry,
 }
@@ -73,6 +77,13 @@ impl std::fmt::Debug for Network {
     }
 }
 
+/// Returns the name of the process that holds the cluster DNS. Linux shows 15 bytes of it.
+fn dns_name(program: &str) -> String {
+    const SUFFIX: &str = "-dns";
+    let cut: String = program.chars().filter(char::is_ascii_graphic).take(15 - SUFFIX.len()).collect();
+    cut + SUFFIX
+}
+
 /// Converts to `k8s-net`'s settings.
 fn node_net(config: &NetworkConfig) -> NodeNetConfig {
     NodeNetConfig {
@@ -86,6 +97,7 @@ fn node_net(config: &NetworkConfig) -> NodeNetConfig {
         cluster_domain: config.domain.clone(),
         state_dir: config.state_dir.clone(),
         reserved_ports: config.reserved_ports.clone(),
+        dns_holder: config.hold_dns.then(|| dns_name(&config.program)),
         metrics: config.metrics.clone(),
         ..NodeNetConfig::default()
     }
@@ -168,6 +180,7 @@ fn recorded(paths: &Paths) -> Option<NetworkConfig> {
         domain: String::new(),
         state_dir: paths.network(),
         reserved_ports: Vec::new(),
+        hold_dns: false,
         metrics: Registry::default(),
     })
 }
@@ -199,10 +212,10 @@ pub fn leftovers(paths: &Paths) -> Vec<String> {
     let Some(config) = recorded(paths) else { return Vec::new() };
     let bridge = bridge_name(&config.cluster);
     let there = std::path::Path::new("/sys/class/net").join(&bridge).exists();
-    there
-        .then(|| format!("network: bridge {bridge}, its routes, and table {}", node_net(&config).table()))
-        .into_iter()
-        .collect()
+    let network = there
+        .then(|| format!("network: bridge {bridge}, its routes, and table {}", node_net(&config).table()));
+    let dns = Dns::holder(&config.state_dir).map(|process| format!("cluster DNS: process {process}"));
+    network.into_iter().chain(dns).collect()
 }
 
 /// Removes a cluster's network from this machine.
@@ -224,11 +237,12 @@ pub fn own_address() -> Option<IpAddr> {
     (!address.is_unspecified() && !address.is_loopback()).then_some(address)
 }
 
-/// Creates or updates the Service `kube-dns` in kube-system.
+/// Creates or updates the Service `kube-dns` in kube-system. Creates the ConfigMap with the Corefile if there is
+/// none, and lets service proxies, which run the DNS server, read it.
 ///
 /// # Errors
 /// The API server's error.
-pub async fn publish_dns(client: &Client, dns: Ipv4Addr) -> Result<(), Error> {
+pub async fn publish_dns(client: &Client, dns: Ipv4Addr, domain: &str) -> Result<(), Error> {
     let ports = json!([
         {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
         {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
@@ -238,7 +252,32 @@ pub async fn publish_dns(client: &Client, dns: Ipv4Addr) -> Result<(), Error> {
         "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS"}},
         "spec": {"clusterIP": dns, "ports": ports},
     });
-    apply(client, "/api/v1/namespaces/kube-system/services/kube-dns", &service).await
+    apply(client, "/api/v1/namespaces/kube-system/services/kube-dns", &service).await?;
+    let (namespace, name) = CONFIG_MAP;
+    let metadata = json!({"namespace": namespace, "name": name});
+    let rbac = "rbac.authorization.k8s.io";
+    let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "list", "watch"]});
+    let role = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule],
+    });
+    let binding = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
+    });
+    apply(client, &format!("/apis/{rbac}/v1/namespaces/{namespace}/roles/{name}"), &role).await?;
+    apply(client, &format!("/apis/{rbac}/v1/namespaces/{namespace}/rolebindings/{name}"), &binding).await?;
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
+        "data": {"Corefile": standard_corefile(domain)},
+    });
+    let path = format!("/api/v1/namespaces/{namespace}/configmaps");
+    match client.bytes(Method::POST, &path, "application/json", map.to_string()).await {
+        Err(e) if e.is_already_exists() => Ok(()),
+        // As `apply`: a store that cannot write keeps what it has.
+        Err(e) if e.status().is_some_and(|status| status.code() == 503) => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 #[cfg(test)]

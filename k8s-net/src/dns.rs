@@ -1,59 +1,78 @@
 //! Cluster DNS: answers queries for services and pods, and forwards all others.
 //!
-//! Flow: [`Dns::start`] binds UDP and TCP and maintains an index of names from caches. Queries for the
-//! cluster domain are answered from the index; others are forwarded unchanged to the name servers of
-//! `resolv.conf`.
+//! Flow: a server has UDP and TCP sockets, an index of names and settings. [`Dns::start`] runs it in this
+//! process, [`Dns::hold`] in a [holder](run_if_holder) process that goes on answering without this one. A feed
+//! keeps the index equal to caches of Services and EndpointSlices, and the settings to the Corefile of the
+//! ConfigMap [`CONFIG_MAP`]. Queries for the cluster domain are answered from the index; others are forwarded
+//! as the settings say, and their answers are cached.
 //!
 //! Guarantees:
-//! 1. NXDOMAIN is never returned before the caches are synced (SERVFAIL until then).
+//! 1. NXDOMAIN is never returned for a name of the cluster before the caches are synced (SERVFAIL until then).
 //! 2. An upstream server that does not respond costs a client at most four seconds; then it gets SERVFAIL.
 //!    Our own address is never used as an upstream.
 //! 3. UDP responses fit the size that the client advertised; longer ones are truncated with TC set, and TCP
 //!    serves them in full.
+//! 4. Reverse lookups of pods and services are never forwarded.
+//! 5. Memory is bounded whatever clients ask: waiting queries are limited in all and for each client, and so
+//!    are the answers that are kept.
 //!
 //! Messages are encoded and decoded by `hickory-proto`. The server is ours: hickory's own keeps records in zones
-//! that are loaded, while these answers are read from the caches at each query.
+//! that are loaded, while these answers are read from the index at each query.
 //!
-//! Not here: a cache of forwarded answers, DNSSEC. The listen address must exist on the machine
+//! Not here: DNSSEC, DNS over TLS. The listen address must exist on the machine
 //! ([`crate::bridge::Bridge::add_address`] adds the cluster DNS address to the bridge).
 
 mod answer;
+mod cache;
+mod config_map;
+mod corefile;
+mod feed;
 mod forward;
+mod holder;
+mod hosts;
 mod index;
+mod keeper;
+mod limits;
+mod packets;
+mod settings;
+mod state;
+mod tcp;
+mod udp;
+mod wire;
 
 use std::{
-    collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::{Arc, PoisonError, RwLock, atomic::AtomicBool, atomic::Ordering},
-    time::Duration,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use hickory_proto::op::{Message, MessageType, ResponseCode};
 use ipnet::Ipv4Net;
 use k8s_core::{
-    api::api::{core::v1::Service, discovery::v1::EndpointSlice},
-    cache::{Cache, Change},
-    meta::{ObjectExt, ObjectKey},
+    api::api::{
+        core::v1::{ConfigMap, Service},
+        discovery::v1::EndpointSlice,
+    },
+    cache::Cache,
+    events::Recorder,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
+    net::{TcpListener, UdpSocket},
+    sync::watch,
     task::JoinSet,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::debug;
 
 use crate::cidr;
-use answer::{Plan, Zone};
-use index::Index;
+pub use config_map::{CONFIG_MAP, standard_corefile};
+pub use holder::run_if_holder;
+pub use settings::DnsSettings;
 
-const BY_SERVICE: &str = "dns-service";
-/// Limit of concurrent forwarded queries and TCP connections.
-const MOST_PENDING: usize = 1024;
-const IDLE: Duration = Duration::from_secs(10);
+use answer::Zone;
+use config_map::Origin;
+use feed::Sources;
+use keeper::Keeper;
+use state::State;
 
 /// Settings of the DNS server.
 #[derive(Clone, Debug)]
@@ -69,6 +88,26 @@ pub struct DnsConfig {
     pub resolv_conf: Option<PathBuf>,
 }
 
+impl DnsConfig {
+    fn domain(&self) -> String {
+        self.cluster_domain.trim_matches('.').to_lowercase()
+    }
+
+    fn origin(&self, own: IpAddr) -> Origin {
+        Origin { domain: self.domain(), own, resolv_conf: self.resolv_conf.clone() }
+    }
+}
+
+/// Where a DNS server's settings come from.
+#[derive(Clone, Debug)]
+pub enum Corefile {
+    /// The cluster domain is answered, all else is forwarded to the servers of `resolv.conf`.
+    Standard,
+    /// The ConfigMap [`CONFIG_MAP`] in a cache; without it, as [`Corefile::Standard`]. What it has that is not
+    /// done is told in events about it.
+    Cached(Cache<ConfigMap>, Recorder),
+}
+
 /// Errors of starting the server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -81,6 +120,13 @@ pub enum DnsError {
         /// `UDP` or `TCP`.
         protocol: &'static str,
         /// Error of `bind`.
+        #[source]
+        source: io::Error,
+    },
+    /// The holder process does not start or does not answer.
+    #[error("holder process of cluster DNS: {source}")]
+    Holder {
+        /// Error of the process or of its control socket.
         #[source]
         source: io::Error,
     },
@@ -113,235 +159,140 @@ pub struct Dns {
     _guard: DropGuard,
 }
 
-struct Shared {
-    zone: Zone,
-    upstreams: Vec<SocketAddr>,
-    index: RwLock<Index>,
-    complete: AtomicBool,
-    pending: Arc<Semaphore>,
-}
-
 impl Dns {
     /// Binds the sockets and serves from caches that the caller's reflectors fill.
+    ///
+    /// # Errors
+    /// [`DnsError::Listen`].
     pub async fn start(
         config: DnsConfig,
         services: Cache<Service>,
         slices: Cache<EndpointSlice>,
     ) -> Result<Self, DnsError> {
+        Self::start_with(config, services, slices, Corefile::Standard).await
+    }
+
+    /// As [`Dns::start`], with settings of a Corefile.
+    ///
+    /// # Errors
+    /// [`DnsError::Listen`].
+    pub async fn start_with(
+        config: DnsConfig,
+        services: Cache<Service>,
+        slices: Cache<EndpointSlice>,
+        corefile: Corefile,
+    ) -> Result<Self, DnsError> {
         let failed = |protocol, address| move |source| DnsError::Listen { address, protocol, source };
         let udp = UdpSocket::bind(config.listen).await.map_err(failed("UDP", config.listen))?;
         let address = udp.local_addr().map_err(failed("UDP", config.listen))?;
         let tcp = TcpListener::bind(address).await.map_err(failed("TCP", address))?;
-        let text = match &config.resolv_conf {
-            Some(path) => tokio::fs::read_to_string(path).await.unwrap_or_default(),
-            None => String::new(),
-        };
-        let name = config.cluster_domain.trim_matches('.').to_lowercase();
-        let shared = Arc::new(Shared {
-            zone: Zone { name, address: address.ip(), ranges: config.ranges },
-            upstreams: forward::servers(&text, address.ip()),
-            index: RwLock::default(),
-            complete: AtomicBool::new(false),
-            pending: Arc::new(Semaphore::new(MOST_PENDING)),
+        let origin = config.origin(address.ip());
+        let standard = origin.standard(origin.servers().await);
+        let zone = Zone { name: config.domain(), address: address.ip(), ranges: config.ranges };
+        let state = State::new(zone, standard);
+        let mut dns = Self::at(address);
+        let sources = dns.sources(origin, services, slices, corefile);
+        let fed = state.clone();
+        dns.spawn(async move {
+            // A state in this process takes everything.
+            let _ = sources.follow(&*fed).await;
         });
-        slices.add_index(BY_SERVICE, |slice: &EndpointSlice| {
-            service_of(slice).iter().map(ObjectKey::to_string).collect()
-        });
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(until(stop.clone(), follow(shared.clone(), services, slices)));
-        tasks.spawn(until(stop.clone(), serve_udp(shared.clone(), Arc::new(udp))));
-        tasks.spawn(until(stop.clone(), serve_tcp(shared, tcp)));
-        Ok(Dns { address, tasks, stop: stop.clone(), _guard: stop.drop_guard() })
+        dns.spawn(udp::serve(state.clone(), Arc::new(udp)));
+        dns.spawn(tcp::serve(state, tcp));
+        Ok(dns)
     }
 
-    /// Returns the bound address.
+    /// Finds the holder process of a directory, or starts one, and feeds it. Afterwards it goes on answering
+    /// without this process, from the last records that it has got, until [`Dns::release`].
+    ///
+    /// The program must call [`run_if_holder`] first in `main`. `directory` must be this user's alone: whoever
+    /// may write in it can take the names. `name` is that of the process; Linux shows 15 bytes.
+    ///
+    /// # Errors
+    /// [`DnsError`].
+    pub async fn hold(
+        (config, directory, name): (DnsConfig, &Path, &str),
+        services: Cache<Service>,
+        slices: Cache<EndpointSlice>,
+        corefile: Corefile,
+    ) -> Result<Self, DnsError> {
+        let origin = config.origin(config.listen.ip());
+        let start = holder::Start {
+            name: name.to_owned(),
+            directory: directory.to_owned(),
+            domain: config.domain(),
+            address: config.listen,
+            ranges: config.ranges.iter().map(ToString::to_string).collect(),
+            settings: origin.standard(origin.servers().await),
+        };
+        let keeper = Keeper::find_or_start(start).await?;
+        let mut dns = Self::at(config.listen);
+        let sources = dns.sources(origin, services, slices, corefile);
+        dns.spawn(keeper.feed(sources));
+        Ok(dns)
+    }
+
+    /// Ends the holder process of a directory, if there is one. Blocking and idempotent.
+    ///
+    /// # Errors
+    /// The process does not end.
+    pub fn release(directory: &Path) -> io::Result<()> {
+        if directory.exists() { keeper::stop(directory) } else { Ok(()) }
+    }
+
+    /// Returns the holder process of a directory.
+    #[must_use]
+    pub fn holder(directory: &Path) -> Option<u32> {
+        keeper::process(directory)
+    }
+
+    fn at(address: SocketAddr) -> Self {
+        let stop = CancellationToken::new();
+        Dns { address, tasks: JoinSet::new(), stop: stop.clone(), _guard: stop.drop_guard() }
+    }
+
+    fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = work => {}
+            }
+        });
+    }
+
+    /// Returns what the server is fed with, and begins to follow the settings.
+    fn sources(
+        &mut self,
+        origin: Origin,
+        services: Cache<Service>,
+        slices: Cache<EndpointSlice>,
+        corefile: Corefile,
+    ) -> Sources {
+        let (tell, settings) = watch::channel(None);
+        let sources = Sources::new(&origin.domain, services, slices, settings);
+        let (maps, recorder) = match corefile {
+            Corefile::Standard => {
+                let empty = Cache::new();
+                empty.advance(1);
+                (empty, Recorder::silent())
+            }
+            Corefile::Cached(maps, recorder) => (maps, recorder),
+        };
+        self.spawn(origin.follow(maps, recorder, tell));
+        sources
+    }
+
+    /// Returns the listen address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops the server and frees the address.
+    /// Stops the tasks of this process. A server in this process frees its address; a holder goes on.
     pub async fn shutdown(mut self) {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
-    }
-}
-
-async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = work => {}
-    }
-}
-
-fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
-    let label = slice.label("kubernetes.io/service-name")?;
-    Some(ObjectKey::new(slice.namespace(), label))
-}
-
-/// Maintains the index from cache changes.
-async fn follow(shared: Arc<Shared>, services: Cache<Service>, slices: Cache<EndpointSlice>) {
-    let (mut service_changes, mut slice_changes) = (services.subscribe(), slices.subscribe());
-    services.synced().await;
-    slices.synced().await;
-    let refresh = |key: ObjectKey| {
-        let service = services.by_key(&key);
-        let entries = service.map(|service| {
-            let slices = slices.by_index(BY_SERVICE, &key.to_string());
-            index::entries(&service, &slices, &shared.zone.name)
-        });
-        shared.index.write().unwrap_or_else(PoisonError::into_inner).set(key, entries.unwrap_or_default());
-    };
-    let refresh_all = || {
-        let known = shared.index.read().unwrap_or_else(PoisonError::into_inner).services();
-        let present = services.list().into_iter().map(|s| s.key());
-        known.into_iter().chain(present).collect::<HashSet<_>>().into_iter().for_each(refresh);
-    };
-    refresh_all();
-    shared.complete.store(true, Ordering::Release);
-    loop {
-        tokio::select! {
-            change = service_changes.next() => match change {
-                Some(Change::Added(s) | Change::Modified(_, s) | Change::Deleted(s)) => refresh(s.key()),
-                Some(Change::Resync) => refresh_all(),
-                None => return,
-            },
-            change = slice_changes.next() => match change {
-                Some(Change::Added(s) | Change::Deleted(s)) => service_of(&s).into_iter().for_each(refresh),
-                Some(Change::Modified(old, new)) => {
-                    let keys: HashSet<_> = service_of(&old).into_iter().chain(service_of(&new)).collect();
-                    keys.into_iter().for_each(refresh);
-                }
-                Some(Change::Resync) => refresh_all(),
-                None => return,
-            },
-        }
-    }
-}
-
-/// A response, or a query to be forwarded.
-enum Step {
-    Done(Option<Vec<u8>>),
-    Ask(Message, Box<Plan>),
-}
-
-impl Shared {
-    fn step(&self, bytes: &[u8], tcp: bool) -> Step {
-        let Ok(question) = Message::from_vec(bytes) else {
-            return Step::Done(form_error(bytes));
-        };
-        if question.metadata.message_type != MessageType::Query {
-            return Step::Done(None);
-        }
-        if let Some(reply) = answer::apex(&question, &self.zone) {
-            return Step::Done(answer::encode(&question, &reply, tcp));
-        }
-        let plan = {
-            let index = self.index.read().unwrap_or_else(PoisonError::into_inner);
-            let complete = self.complete.load(Ordering::Acquire);
-            answer::plan(&question, &self.zone, complete.then_some(&*index))
-        };
-        match plan {
-            Plan::Answer(reply) => Step::Done(answer::encode(&question, &reply, tcp)),
-            other => Step::Ask(question, Box::new(other)),
-        }
-    }
-
-    async fn ask(&self, bytes: &[u8], question: Message, plan: Plan, tcp: bool) -> Option<Vec<u8>> {
-        let failure = || answer::encode(&question, &answer::reply(&question, ResponseCode::ServFail), tcp);
-        match plan {
-            Plan::Forward => match forward::ask(&self.upstreams, bytes, tcp).await {
-                Some(answer) => Some(answer),
-                None => failure(),
-            },
-            Plan::Follow(mut reply, query) => {
-                let mut next = Message::query();
-                next.metadata.recursion_desired = true;
-                next.add_query(query);
-                let found = match next.to_vec() {
-                    Ok(bytes) => forward::ask(&self.upstreams, &bytes, true).await,
-                    Err(_) => None,
-                };
-                // If the target cannot be resolved, the CNAME alone is returned: the client may know another
-                // server.
-                if let Some(found) = found.and_then(|bytes| Message::from_vec(&bytes).ok()) {
-                    reply.add_answers(found.answers);
-                }
-                answer::encode(&question, &reply, tcp)
-            }
-            Plan::Answer(reply) => answer::encode(&question, &reply, tcp),
-        }
-    }
-}
-
-/// FORMERR for a query that cannot be parsed; `None` if even its id is missing.
-fn form_error(bytes: &[u8]) -> Option<Vec<u8>> {
-    let head = bytes.get(..12).filter(|h| h[2] & 0x80 == 0)?;
-    Some(vec![head[0], head[1], 0x80 | (head[2] & 0x79), 1, 0, 0, 0, 0, 0, 0, 0, 0])
-}
-
-async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
-    let mut waiting = JoinSet::new();
-    let mut buffer = vec![0; 65_535];
-    loop {
-        while waiting.try_join_next().is_some() {}
-        let (length, peer) = match socket.recv_from(&mut buffer).await {
-            Ok(got) => got,
-            Err(error) => {
-                // An ICMP error about an earlier response.
-                debug!(%error, "receive");
-                continue;
-            }
-        };
-        match shared.step(&buffer[..length], false) {
-            Step::Done(Some(answer)) => drop(socket.send_to(&answer, peer).await),
-            Step::Done(None) => {}
-            Step::Ask(question, plan) => {
-                // Over the limit: the query is dropped, and the client retries.
-                let Ok(permit) = shared.pending.clone().try_acquire_owned() else { continue };
-                let (shared, socket, bytes) = (shared.clone(), socket.clone(), buffer[..length].to_vec());
-                waiting.spawn(async move {
-                    if let Some(answer) = shared.ask(&bytes, question, *plan, false).await {
-                        drop(socket.send_to(&answer, peer).await);
-                    }
-                    drop(permit);
-                });
-            }
-        }
-    }
-}
-
-async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, most likely.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        let Ok(permit) = shared.pending.clone().try_acquire_owned() else { continue };
-        let shared = shared.clone();
-        connections.spawn(async move {
-            let _ = talk(&shared, stream).await;
-            drop(permit);
-        });
-    }
-}
-
-async fn talk(shared: &Shared, mut stream: TcpStream) -> io::Result<()> {
-    loop {
-        let length = tokio::time::timeout(IDLE, stream.read_u16()).await??;
-        let mut bytes = vec![0; usize::from(length)];
-        tokio::time::timeout(IDLE, stream.read_exact(&mut bytes)).await??;
-        let answer = match shared.step(&bytes, true) {
-            Step::Done(answer) => answer,
-            Step::Ask(question, plan) => shared.ask(&bytes, question, *plan, true).await,
-        };
-        let Some(answer) = answer else { return Ok(()) };
-        let length = u16::try_from(answer.len()).map_err(io::Error::other)?;
-        stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Flow: [`NodeNet::start`] creates bridge and guard routes first, then starts the proxy, adds the DNS
 //! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods.
-//! [`NodeNet::shutdown`] stops the tasks and keeps the links and rules that running pods need. [`cleanup`]
+//! [`NodeNet::shutdown`] stops the tasks and keeps the links and rules that running pods need, and the process
+//! that holds the cluster DNS if there is one. [`cleanup`]
 //! removes everything, also after a kill -9, from the configuration alone.
 //!
 //! The parts are usable alone: [`crate::bridge`], [`crate::proxy`], [`crate::dns`].
@@ -19,7 +20,7 @@ use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
 use k8s_core::{
     api::api::{
-        core::v1::{Node, Service},
+        core::v1::{ConfigMap, Node, Service},
         discovery::v1::EndpointSlice,
         networking::v1::ServiceCIDR,
     },
@@ -33,7 +34,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     bridge::{self, Bridge, BridgeConfig, BridgeError, bridge_name, firewalls},
-    dns::{Dns, DnsConfig, DnsError},
+    dns::{self, Corefile, Dns, DnsConfig, DnsError},
     pod::PodNetwork,
     preflight::{self, PreflightError},
     proxy::{self, Proxy, ProxyConfig, ProxyError},
@@ -62,6 +63,9 @@ pub struct NodeNetConfig {
     pub cluster_domain: String,
     /// Lists the upstream DNS servers.
     pub resolv_conf: Option<PathBuf>,
+    /// Name of a process that holds the cluster DNS and goes on without this one, see [`Dns::hold`]. The program
+    /// must call [`crate::dns::run_if_holder`] first in `main`. `None`: this process answers.
+    pub dns_holder: Option<String>,
     /// Directory of the address allocations.
     pub state_dir: PathBuf,
     /// MTU in bytes; 0 means 1500.
@@ -84,6 +88,7 @@ impl Default for NodeNetConfig {
             dns_ip: Some(Ipv4Addr::new(10, 43, 0, 10)),
             cluster_domain: "cluster.local".into(),
             resolv_conf: Some("/etc/resolv.conf".into()),
+            dns_holder: None,
             state_dir: "/var/lib/hyperkube/net".into(),
             mtu: 0,
             reserved_ports: Vec::new(),
@@ -176,6 +181,7 @@ struct Feeds {
     _ranges: Reflector,
     _slices: Reflector,
     _nodes: Reflector,
+    _corefile: Reflector,
     _routes: DropGuard,
 }
 
@@ -229,9 +235,15 @@ impl NodeNet {
         let nodes_feed = reflect(client.all::<Node>(), ListParams::default(), nodes.clone());
         let ranges = Cache::<ServiceCIDR>::new();
         let ranges_feed = reflect(client.all::<ServiceCIDR>(), ListParams::default(), ranges.clone());
+        let maps = Cache::<ConfigMap>::new();
+        let (namespace, name) = dns::CONFIG_MAP;
+        let named = ListParams::default().fields(format!("metadata.name={name}"));
+        let corefile_feed = reflect(client.namespaced(namespace), named, maps.clone());
         let recorder = Recorder::on_host(&client, Clock::system(), "kube-proxy", &own);
         let caches = (services, slices, nodes.clone(), ranges.clone());
-        let mut net = Self::launch(config, caches, recorder).await?;
+        let corefile =
+            Corefile::Cached(maps, Recorder::on_host(&client, Clock::system(), "cluster-dns", &own));
+        let mut net = Self::launch(config, caches, recorder, corefile).await?;
         // After the bridge, because that checks the CIDRs.
         let stop = CancellationToken::new();
         let (stopped, ports, node) = (stop.clone(), net.proxy.own_ports(), own.clone());
@@ -251,6 +263,7 @@ impl NodeNet {
             _services: services_feed,
             _slices: slices_feed,
             _nodes: nodes_feed,
+            _corefile: corefile_feed,
             _ranges: ranges_feed,
             _routes: stop.drop_guard(),
         });
@@ -264,13 +277,15 @@ impl NodeNet {
         slices: Cache<EndpointSlice>,
         nodes: Cache<Node>,
     ) -> Result<Self, NodeNetError> {
-        Self::launch(config, (services, slices, nodes, Cache::new()), Recorder::silent()).await
+        Self::launch(config, (services, slices, nodes, Cache::new()), Recorder::silent(), Corefile::Standard)
+            .await
     }
 
     async fn launch(
         config: NodeNetConfig,
         (services, slices, nodes, added_ranges): Caches,
         recorder: Recorder,
+        corefile: Corefile,
     ) -> Result<Self, NodeNetError> {
         blocking(preflight::check).await?;
         let settings = config.bridge();
@@ -281,7 +296,14 @@ impl NodeNet {
             Some(address) => {
                 let on = bridge.clone();
                 blocking(move || on.add_address(address)).await?;
-                Some(Dns::start(config.dns(address.into()), services, slices).await?)
+                let settings = config.dns(address.into());
+                Some(match &config.dns_holder {
+                    Some(name) => {
+                        let held = (settings, config.state_dir.as_path(), name.as_str());
+                        Dns::hold(held, services, slices, corefile).await?
+                    }
+                    None => Dns::start_with(settings, services, slices, corefile).await?,
+                })
             }
             None => None,
         };
@@ -305,7 +327,8 @@ impl NodeNet {
         self.proxy.synced().await;
     }
 
-    /// Stops the tasks. Bridge, links, routes and rules stay, because running pods need them.
+    /// Stops the tasks. Bridge, links, routes, rules and a process that holds the cluster DNS stay, because
+    /// running pods need them.
     pub async fn shutdown(self) {
         self.proxy.shutdown().await;
         if let Some(dns) = self.dns {
@@ -324,9 +347,11 @@ impl NodeNet {
 /// Removes everything that a node's network created. Blocking and idempotent. A failed removal does not stop
 /// the others; the first error is returned.
 pub fn cleanup(config: &NodeNetConfig) -> Result<(), NodeNetError> {
+    let held = Dns::release(&config.state_dir).map_err(|source| DnsError::Holder { source });
     let rules = proxy::cleanup(&config.table());
     bridge::cleanup(&config.bridge())?;
     rules?;
+    held?;
     Ok(())
 }
 

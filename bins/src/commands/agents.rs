@@ -68,6 +68,7 @@ impl Ranges {
             state_dir: paths.network(),
             // The defaults of the API server and the kubelet, which may be restarting.
             reserved_ports: vec![6443, 10250],
+            hold_dns: true,
             metrics: Registry::default(),
         }
     }
@@ -262,7 +263,8 @@ impl Proxy {
         synced.store(true, Ordering::Relaxed);
         // The DNS server answers with or without this Service, and a proxy's own credentials may not create
         // it.
-        if let Err(e) = crate::network::publish_dns(&client.named(name), self.ranges.cluster_dns).await {
+        let made = crate::network::publish_dns(&client.named(name), config.dns, &config.domain).await;
+        if let Err(e) = made {
             eprintln!("the Service kube-system/kube-dns was not made: {e}");
         }
         println!("services are proxied");

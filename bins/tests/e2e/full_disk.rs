@@ -142,14 +142,21 @@ fn starts_read_only() -> Outcome {
     n.expect(&["get", "pod", "p"], "", 0, "Running").map_err(|e| format!("{e:?}; {}", log()))?;
     n.until(&["exec", "p", "--", "echo", "adopted"], "adopted", 10)?;
     // The node may free something meanwhile: the disk is filled again.
-    until("a write is refused, and /readyz says why", Duration::from_secs(30), || {
+    let mut tried = 0;
+    let mut seen = String::new();
+    let refused = until("a write is refused, and /readyz says why", Duration::from_secs(30), || {
         fill(&mut file);
+        // A new name for each: one that was written after all would be refused for its name for ever.
+        tried += 1;
+        let name = format!("no-{tried}");
         let ask = |arguments: &[&str]| n.run(arguments, "").map_err(|e| format!("{e:?}"));
         // kubectl asks again as Retry-After says, until its own limit.
-        let wrote = ask(&["create", "configmap", "no", "--request-timeout=1s"])?;
+        let wrote = ask(&["create", "configmap", &name, "--request-timeout=1s"])?;
         let ready = ask(&["get", "--raw", "/readyz"])?;
+        seen = format!("{} {}; {} {}", wrote.code, wrote.err, ready.code, ready.err);
         Ok(wrote.code != 0 && ready.code != 0 && ready.err.contains("failed"))
-    })?;
+    });
+    refused.map_err(|e| format!("{e:?}: {seen}"))?;
 
     fs::remove_file(&filler)?;
     drop(file);

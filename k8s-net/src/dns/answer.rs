@@ -3,29 +3,34 @@
 use std::net::IpAddr;
 
 use hickory_proto::{
-    op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
+    op::{Edns, Message, MessageType, Query, ResponseCode},
     rr::{
-        DNSClass, Name, RData, Record, RecordType,
+        Name, RData, Record, RecordType,
         rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT},
     },
 };
 
-use super::index::{Data, Index, undashed};
 use ipnet::Ipv4Net;
 
-const TTL: u32 = 5;
+use super::{
+    index::{Data, Index, undashed},
+    packets,
+    settings::{Kubernetes, TTL, is_below},
+};
+
 /// UDP response limit in bytes for clients without EDNS.
 const SMALLEST: u16 = 512;
 /// UDP response limit in bytes that we advertise and honour: small enough to avoid IP fragments.
 const LARGEST: u16 = 1232;
 
-/// The cluster domain and the CIDRs it is authoritative for.
+/// What a server is for, whatever its settings are.
 #[derive(Clone, Debug)]
 pub(super) struct Zone {
-    /// Lower case, without trailing dot.
+    /// The cluster domain, in lower case without trailing dot.
     pub(super) name: String,
+    /// Address of this server.
     pub(super) address: IpAddr,
-    /// CIDRs whose reverse lookups are answered here.
+    /// CIDRs whose reverse lookups are never forwarded.
     pub(super) ranges: Vec<Ipv4Net>,
 }
 
@@ -33,14 +38,18 @@ pub(super) struct Zone {
 #[derive(Debug)]
 pub(super) enum Plan {
     /// Send this response.
-    Answer(Message),
-    /// Forward the query: the name is outside of the cluster domain.
-    Forward,
-    /// CNAME to a name outside of the cluster: resolve its target upstream and send both.
+    Answer {
+        /// The response.
+        reply: Message,
+        /// It has no more than one record whose place could change.
+        ordered: bool,
+    },
+    /// CNAME to a name outside of the cluster: resolve its target and send both.
     Follow(Message, Query),
 }
 
-fn plain(name: &Name) -> String {
+/// Returns a name in lower case without trailing dot.
+pub(super) fn plain(name: &Name) -> String {
     name.to_lowercase().to_ascii().trim_end_matches('.').to_owned()
 }
 
@@ -70,37 +79,41 @@ pub(super) fn encode(question: &Message, reply: &Message, tcp: bool) -> Option<V
     if tcp || bytes.len() <= usize::from(limit) { Some(bytes) } else { reply.truncate().to_vec().ok() }
 }
 
-/// Plans the response to a query; `index` is `None` until the caches are synced.
-pub(super) fn plan(question: &Message, zone: &Zone, index: Option<&Index>) -> Plan {
-    if question.metadata.op_code != OpCode::Query {
-        return Plan::Answer(reply(question, ResponseCode::NotImp));
-    }
-    let [query] = &question.queries[..] else {
-        return Plan::Answer(reply(question, ResponseCode::FormErr));
-    };
-    let name = plain(query.name());
-    let in_zone = is_below(&name, &zone.name);
-    let backwards = name.ends_with(".arpa");
-    let ours = in_zone
-        || (backwards
-            && reverse_address(&name).is_some_and(|ip| zone.ranges.iter().any(|r| r.contains(&ip))));
-    if !ours {
-        // A reverse lookup outside of our CIDRs is forwarded unless the index has the address: no upstream
-        // server has it.
-        let known = backwards && index.is_some_and(|i| i.get(&name).is_some());
-        if !known {
-            return Plan::Forward;
+impl Kubernetes {
+    /// Plans the response to a query of class IN; `index` is `None` until the caches are synced. `None`: the
+    /// next directive answers.
+    pub(super) fn plan(
+        &self,
+        question: &Message,
+        query: &Query,
+        zone: &Zone,
+        index: Option<&Index>,
+    ) -> Option<Plan> {
+        let name = plain(query.name());
+        if !self.zones.iter().any(|zone| is_below(&name, zone)) {
+            return None;
         }
+        let in_domain = is_below(&name, &zone.name);
+        // No other server has the addresses of pods and services.
+        let in_ranges =
+            || reverse_address(&name).is_some_and(|ip| zone.ranges.iter().any(|r| r.contains(&ip)));
+        let known = || index.is_some_and(|index| index.get(&name).is_some());
+        if !in_domain && !in_ranges() && !known() && self.fallthrough.has(&name) {
+            return None;
+        }
+        let Some(index) = index else {
+            return Some(Plan::Answer { reply: reply(question, ResponseCode::ServFail), ordered: true });
+        };
+        if name == zone.name
+            && let Some(reply) = apex(question, query, zone)
+        {
+            return Some(Plan::Answer { reply, ordered: true });
+        }
+        let plan = answer(question, query, name.clone(), (self, zone), index);
+        let is_denied = matches!(&plan, Plan::Answer { reply, .. }
+            if reply.metadata.response_code == ResponseCode::NXDomain);
+        if is_denied && in_domain && self.fallthrough.has(&name) { None } else { Some(plan) }
     }
-    let Some(index) = index else { return Plan::Answer(reply(question, ResponseCode::ServFail)) };
-    if query.query_class() != DNSClass::IN {
-        return Plan::Answer(reply(question, ResponseCode::Refused));
-    }
-    answer(question, query, name, zone, index)
-}
-
-fn is_below(name: &str, zone: &str) -> bool {
-    name.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 fn reverse_address(name: &str) -> Option<std::net::Ipv4Addr> {
@@ -108,33 +121,40 @@ fn reverse_address(name: &str) -> Option<std::net::Ipv4Addr> {
     labels.join(".").parse().ok()
 }
 
-fn answer(question: &Message, query: &Query, mut name: String, zone: &Zone, index: &Index) -> Plan {
+fn answer(
+    question: &Message,
+    query: &Query,
+    mut name: String,
+    (settings, zone): (&Kubernetes, &Zone),
+    index: &Index,
+) -> Plan {
     let mut message = reply(question, ResponseCode::NoError);
     message.metadata.authoritative = true;
     let mut owner = query.name().clone();
     let wanted = query.query_type();
     // A CNAME may lead to further CNAMEs of ours; the limit breaks loops.
     for _ in 0..8 {
-        let facts = facts(&name, zone, index);
+        let facts = facts(&name, (settings, zone), index);
         let Some(facts) = facts else {
             message.metadata.response_code = ResponseCode::NXDomain;
             break;
         };
-        let turn = usize::from(question.metadata.id) % facts.len().max(1);
+        let turn = packets::turn(question.metadata.id) % facts.len().max(1);
         let (first, second) = facts.split_at(turn);
         let matching: Vec<RData> =
             second.iter().chain(first).filter_map(|fact| data_of(fact, wanted, &mut message)).collect();
         if !matching.is_empty() {
-            message
-                .add_answers(matching.into_iter().map(|data| Record::from_rdata(owner.clone(), TTL, data)));
-            return Plan::Answer(message);
+            let ordered = matching.len() == 1;
+            let record = |data| Record::from_rdata(owner.clone(), settings.ttl, data);
+            message.add_answers(matching.into_iter().map(record));
+            return Plan::Answer { reply: message, ordered };
         }
         let alias =
             facts.iter().find_map(|f| if let Data::Alias(target) = f { Some(target.clone()) } else { None });
         let Some((target, target_name)) = alias.and_then(|t| Some((parse(&t)?, t))) else { break };
-        message.add_answer(Record::from_rdata(owner, TTL, RData::CNAME(CNAME(target.clone()))));
+        message.add_answer(Record::from_rdata(owner, settings.ttl, RData::CNAME(CNAME(target.clone()))));
         if wanted == RecordType::CNAME {
-            return Plan::Answer(message);
+            return Plan::Answer { reply: message, ordered: true };
         }
         if !is_below(&target_name, &zone.name) {
             return Plan::Follow(message, Query::query(target, wanted));
@@ -144,11 +164,11 @@ fn answer(question: &Message, query: &Query, mut name: String, zone: &Zone, inde
     if let Some(record) = authority(&name, zone) {
         message.add_authority(record);
     }
-    Plan::Answer(message)
+    Plan::Answer { reply: message, ordered: true }
 }
 
 /// Returns the records of a name. `None`: NXDOMAIN.
-fn facts(name: &str, zone: &Zone, index: &Index) -> Option<Vec<Data>> {
+fn facts(name: &str, (settings, zone): (&Kubernetes, &Zone), index: &Index) -> Option<Vec<Data>> {
     if let Some(facts) = index.get(name) {
         return Some(facts.to_vec());
     }
@@ -156,8 +176,8 @@ fn facts(name: &str, zone: &Zone, index: &Index) -> Option<Vec<Data>> {
     match rest.split('.').collect::<Vec<_>>()[..] {
         ["" | "svc" | "pod" | "dns" | "dns-version"] => Some(vec![Data::Exists]),
         ["ns", "dns"] => Some(vec![Data::Address(zone.address)]),
-        [_, "pod"] => Some(vec![Data::Exists]),
-        [address, _, "pod"] => Some(vec![Data::Address(undashed(address)?)]),
+        [_, "pod"] if settings.pods => Some(vec![Data::Exists]),
+        [address, _, "pod"] if settings.pods => Some(vec![Data::Address(undashed(address)?)]),
         _ => {
             // A bare pod or port label that has no entry of its own does not exist; parents such as `_tcp`
             // are in the index as `Exists`.
@@ -194,12 +214,8 @@ fn authority(name: &str, zone: &Zone) -> Option<Record> {
     Some(Record::from_rdata(parse(apex)?, TTL, RData::SOA(soa)))
 }
 
-/// The SOA and NS records of the zone apex.
-pub(super) fn apex(question: &Message, zone: &Zone) -> Option<Message> {
-    let [query] = &question.queries[..] else { return None };
-    if plain(query.name()) != zone.name {
-        return None;
-    }
+/// Returns the SOA or NS record of the zone apex.
+fn apex(question: &Message, query: &Query, zone: &Zone) -> Option<Message> {
     let mut message = reply(question, ResponseCode::NoError);
     message.metadata.authoritative = true;
     match query.query_type() {

@@ -15,9 +15,10 @@ use k8s_core::{
     api::api::{core::v1::Service, discovery::v1::EndpointSlice},
     meta::{ObjectExt, ObjectKey},
 };
+use serde::{Deserialize, Serialize};
 
 /// One record of a name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Data {
     Address(IpAddr),
     Service { port: u16, target: String },
@@ -58,11 +59,6 @@ impl Index {
         if !entries.is_empty() {
             self.by_service.insert(key, entries);
         }
-    }
-
-    /// Returns the services that have entries.
-    pub(crate) fn services(&self) -> Vec<ObjectKey> {
-        self.by_service.keys().cloned().collect()
     }
 }
 
