@@ -20,6 +20,7 @@ mod nettests;
 mod nft;
 pub mod node;
 pub mod pod;
+pub mod policy;
 pub mod preflight;
 pub mod proxy;
 pub mod routes;
