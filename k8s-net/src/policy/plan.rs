@@ -70,6 +70,7 @@ pub(crate) struct Plan {
     blocks_changed: bool,
     pairs: Pairs,
     elements: Elements,
+    arrivals: Vec<Ipv4Addr>,
 }
 
 /// The objects of a namespace.
@@ -332,6 +333,9 @@ impl Plan {
                 self.elements.put(key, None);
             }
         }
+        if pod.facts.is_local {
+            self.arrivals.extend(held.iter().filter(|a| !pod.held.contains(a)));
+        }
         for address in &held {
             self.elements.put(Key::Peer(*address), class);
             self.elements.put(Key::Ingress(*address), ingress);
@@ -404,6 +408,41 @@ impl Plan {
     /// Returns true if a policy isolates the pod with this address.
     pub(crate) fn is_isolated(&self, address: Ipv4Addr) -> bool {
         self.elements.get(Key::Own(address)).is_some()
+    }
+
+    /// Returns the pod that holds an address.
+    pub(crate) fn holder(&self, address: Ipv4Addr) -> Option<&ObjectKey> {
+        self.claims.get(&address)?.last()
+    }
+
+    /// Makes a pod the holder of an address that it claims.
+    pub(crate) fn assign(&mut self, address: Ipv4Addr, pod: &ObjectKey) {
+        let Some(claims) = self.claims.get_mut(&address).filter(|all| all.contains(pod)) else { return };
+        let Some(before) = claims.last().filter(|before| *before != pod).cloned() else { return };
+        claims.retain(|other| other != pod);
+        claims.push(pod.clone());
+        self.settle(&before);
+        self.settle(pod);
+    }
+
+    /// Returns the addresses that pods of this node took since the last call.
+    pub(crate) fn take_arrivals(&mut self) -> Vec<Ipv4Addr> {
+        std::mem::take(&mut self.arrivals)
+    }
+
+    /// Returns the names of all namespaces.
+    pub(crate) fn namespaces(&self) -> impl Iterator<Item = String> + '_ {
+        self.namespaces.keys().cloned()
+    }
+
+    /// Returns the keys of all pods.
+    pub(crate) fn pods(&self) -> impl Iterator<Item = ObjectKey> + '_ {
+        self.pods.keys().cloned()
+    }
+
+    /// Returns the keys of all policies.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = ObjectKey> + '_ {
+        self.policies.keys().cloned()
     }
 
     /// Returns the names of ports in a policy's ingress rules that no selected pod of this node has. Empty if
