@@ -205,8 +205,7 @@ impl Bridge {
         sysctl::set(&format!("net/ipv4/conf/{name}/route_localnet"), "1")
             .map_err(context("set route_localnet"))?;
         rtnl.set_group(index, rules::link_group(name)).map_err(context(format!("group of {name}")))?;
-        rtnl.add_address(index, gateway, 32)
-            .map_err(context(format!("address {gateway} on {name}")))?;
+        rtnl.add_address(index, gateway, 32).map_err(context(format!("address {gateway} on {name}")))?;
         rtnl.set_up(index).map_err(context(format!("switch on {name}")))?;
         rtnl.set_route(&service_route(&config, index, gateway))
             .map_err(context(format!("route {} to {name}", config.service_cidr)))?;
@@ -401,7 +400,7 @@ fn gateway_of(config: &BridgeConfig) -> Result<Ipv4Addr, BridgeError> {
 }
 
 /// Returns the MAC of the node's end of all links of pods.
-fn gateway_mac(bridge: &str) -> [u8; 6] {
+pub(crate) fn gateway_mac(bridge: &str) -> [u8; 6] {
     let hash = checksum(bridge.as_bytes()).to_ne_bytes();
     [0x02, hash[0], hash[1], hash[2], hash[3], hash[4]]
 }

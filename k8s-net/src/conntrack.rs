@@ -31,7 +31,8 @@ pub(crate) struct Flow {
 
 /// Deletes redirected UDP flows whose replies come from one of these endpoints.
 pub(crate) fn forget_udp(left: &HashSet<Backend>) -> io::Result<()> {
-    forget(|flow| flow.protocol == 17 && left.contains(&flow.answering) && flow.to != flow.answering).map(|_| ())
+    forget(|flow| flow.protocol == 17 && left.contains(&flow.answering) && flow.to != flow.answering)
+        .map(|_| ())
 }
 
 /// Deletes the flows that are chosen. Returns their number.

@@ -1,7 +1,9 @@
-//! A node's network in one type: bridge, service proxy, cluster DNS and routes over one set of caches.
+//! A node's network in one type: pod network, service proxy, network policies, cluster DNS and routes over one
+//! set of caches.
 //!
 //! Flow: [`NodeNet::start`] creates bridge and guard routes first, then starts the proxy, adds the DNS
-//! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods.
+//! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods. Network
+//! policies are applied by [`NodeNet::start`]; new pods wait for theirs.
 //! [`NodeNet::shutdown`] stops the tasks and keeps the links and rules that running pods need. [`cleanup`]
 //! removes everything, also after a kill -9, from the configuration alone.
 //!
@@ -18,10 +20,13 @@ use std::{
 use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
 use k8s_core::{
-    api::api::{
-        core::v1::{Node, Service},
-        discovery::v1::EndpointSlice,
-        networking::v1::ServiceCIDR,
+    api::{
+        Pod,
+        api::{
+            core::v1::{Namespace, Node, Service},
+            discovery::v1::EndpointSlice,
+            networking::v1::{NetworkPolicy, ServiceCIDR},
+        },
     },
     cache::{Cache, Reflector, reflect, reflect_trimmed},
     client::{Client, ListParams},
@@ -35,6 +40,7 @@ use crate::{
     bridge::{self, Bridge, BridgeConfig, BridgeError, bridge_name, firewalls},
     dns::{Dns, DnsConfig, DnsError},
     pod::PodNetwork,
+    policy::{self, Policies, PolicyConfig, PolicyError},
     preflight::{self, PreflightError},
     proxy::{self, Proxy, ProxyConfig, ProxyError},
     routes, service_ranges,
@@ -136,6 +142,18 @@ impl NodeNetConfig {
         }
     }
 
+    /// Returns the settings of network policies, without a recorder of events. Their table is `TABLE-policy`.
+    #[must_use]
+    pub fn policies(&self) -> PolicyConfig {
+        PolicyConfig {
+            table: policy::gate::table_beside(&self.table()),
+            node_name: self.node_name.clone(),
+            cluster_cidr: Some(self.cluster_cidr),
+            dns: self.dns_ip,
+            recorder: Recorder::silent(),
+        }
+    }
+
     /// Returns the settings of the DNS server at `ip`.
     #[must_use]
     pub fn dns(&self, address: IpAddr) -> DnsConfig {
@@ -161,6 +179,9 @@ pub enum NodeNetError {
     /// The service proxy failed.
     #[error("service proxy: {0}")]
     Proxy(#[from] ProxyError),
+    /// Network policies could not be started or removed.
+    #[error("network policies: {0}")]
+    Policy(#[from] PolicyError),
     /// The DNS server failed.
     #[error("cluster DNS: {0}")]
     Dns(#[from] DnsError),
@@ -176,6 +197,9 @@ struct Feeds {
     _ranges: Reflector,
     _slices: Reflector,
     _nodes: Reflector,
+    _namespaces: Reflector,
+    _pods: Reflector,
+    _policies: Reflector,
     _routes: DropGuard,
 }
 
@@ -186,6 +210,7 @@ pub struct NodeNet {
     bridge: Bridge,
     proxy: Proxy,
     dns: Option<Dns>,
+    policies: Option<Policies>,
     _feeds: Option<Feeds>,
 }
 
@@ -231,7 +256,17 @@ impl NodeNet {
         let ranges_feed = reflect(client.all::<ServiceCIDR>(), ListParams::default(), ranges.clone());
         let recorder = Recorder::on_host(&client, Clock::system(), "kube-proxy", &own);
         let caches = (services, slices, nodes.clone(), ranges.clone());
+        let namespaces = Cache::<Namespace>::new();
+        let namespaces_feed = reflect(client.all::<Namespace>(), ListParams::default(), namespaces.clone());
+        let pods = Cache::<Pod>::new();
+        let pods_feed = reflect_trimmed(client.all(), ListParams::default(), pods.clone(), policy::trim);
+        let rules = Cache::<NetworkPolicy>::new();
+        let rules_feed = reflect(client.all::<NetworkPolicy>(), ListParams::default(), rules.clone());
+        let settings = PolicyConfig { recorder: recorder.clone(), ..config.policies() };
         let mut net = Self::launch(config, caches, recorder).await?;
+        let policies = Policies::start(settings, namespaces, pods, rules)?;
+        net.bridge.set_gate(policies.gate());
+        net.policies = Some(policies);
         // After the bridge, because that checks the CIDRs.
         let stop = CancellationToken::new();
         let (stopped, ports, node) = (stop.clone(), net.proxy.own_ports(), own.clone());
@@ -251,13 +286,16 @@ impl NodeNet {
             _services: services_feed,
             _slices: slices_feed,
             _nodes: nodes_feed,
+            _namespaces: namespaces_feed,
+            _pods: pods_feed,
+            _policies: rules_feed,
             _ranges: ranges_feed,
             _routes: stop.drop_guard(),
         });
         Ok(net)
     }
 
-    /// Starts all parts over caches that the caller fills. The proxy sends no events.
+    /// Starts all parts but network policies over caches that the caller fills. The proxy sends no events.
     pub async fn start_with(
         config: NodeNetConfig,
         services: Cache<Service>,
@@ -285,13 +323,19 @@ impl NodeNet {
             }
             None => None,
         };
-        Ok(NodeNet { config, bridge, proxy, dns, _feeds: None })
+        Ok(NodeNet { config, bridge, proxy, dns, policies: None, _feeds: None })
     }
 
     /// Returns the pod network for the kubelet.
     #[must_use]
     pub fn pod_network(&self) -> Arc<dyn PodNetwork> {
         Arc::new(self.bridge.clone())
+    }
+
+    /// Returns the network policies; `None` if they were not started.
+    #[must_use]
+    pub fn policies(&self) -> Option<&Policies> {
+        self.policies.as_ref()
     }
 
     /// Returns the service proxy.
@@ -308,6 +352,9 @@ impl NodeNet {
     /// Stops the tasks. Bridge, links, routes and rules stay, because running pods need them.
     pub async fn shutdown(self) {
         self.proxy.shutdown().await;
+        if let Some(policies) = self.policies {
+            policies.shutdown().await;
+        }
         if let Some(dns) = self.dns {
             dns.shutdown().await;
         }
@@ -325,7 +372,10 @@ impl NodeNet {
 /// the others; the first error is returned.
 pub fn cleanup(config: &NodeNetConfig) -> Result<(), NodeNetError> {
     let rules = proxy::cleanup(&config.table());
-    bridge::cleanup(&config.bridge())?;
+    // Last, so that no pod is open before it is gone.
+    let network = bridge::cleanup(&config.bridge());
+    policy::cleanup(&config.policies().table)?;
+    network?;
     rules?;
     Ok(())
 }
@@ -334,5 +384,6 @@ pub fn cleanup(config: &NodeNetConfig) -> Result<(), NodeNetError> {
 pub fn remove_tables(config: &NodeNetConfig) -> Result<(), NodeNetError> {
     proxy::cleanup(&config.table())?;
     bridge::remove_table(&config.bridge())?;
+    policy::cleanup(&config.policies().table)?;
     Ok(())
 }

@@ -53,6 +53,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::nft::Nft;
+pub(crate) use facts::trim;
 use gate::Gate;
 use worker::Worker;
 
@@ -122,7 +123,8 @@ impl Policies {
         pods: Cache<Pod>,
         policies: Cache<NetworkPolicy>,
     ) -> Result<Self, PolicyError> {
-        let nft = Nft::open().map_err(|source| PolicyError::Io { context: "open nf_tables".into(), source })?;
+        let nft =
+            Nft::open().map_err(|source| PolicyError::Io { context: "open nf_tables".into(), source })?;
         let (gate, reports) = Gate::new();
         let (sender, stats) = watch::channel(PolicyStats::default());
         let stop = CancellationToken::new();

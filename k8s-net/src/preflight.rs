@@ -2,7 +2,10 @@
 
 use std::io;
 
-use crate::{nft::Nft, rtnl::{Rtnl, Veth}};
+use crate::{
+    nft::Nft,
+    rtnl::{Rtnl, Veth},
+};
 
 /// A kernel feature is missing. The message says which one and how to enable it.
 #[derive(Debug, thiserror::Error)]

@@ -221,14 +221,18 @@ impl Rtnl {
     /// Sets a link's address.
     pub(crate) fn set_mac(&mut self, index: u32, mac: [u8; 6]) -> io::Result<()> {
         self.0.acked(|m, seq| {
-            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &link_head(index, 0, 0)).attr(IFLA_ADDRESS, &mac).end();
+            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &link_head(index, 0, 0))
+                .attr(IFLA_ADDRESS, &mac)
+                .end();
         })
     }
 
     /// Takes a port out of its bridge.
     pub(crate) fn set_no_master(&mut self, index: u32) -> io::Result<()> {
         self.0.acked(|m, seq| {
-            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &link_head(index, 0, 0)).attr_u32(IFLA_MASTER, 0).end();
+            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &link_head(index, 0, 0))
+                .attr_u32(IFLA_MASTER, 0)
+                .end();
         })
     }
 

@@ -20,13 +20,21 @@ pub(crate) const HOST_PORTS: &str = "host-ports";
 pub(crate) const HOST_PORTS_AT: &str = "host-ports-at";
 
 /// protocol . port -> address . port: host ports on all addresses of the node
-const ANY: SetSpec = SetSpec { name: HOST_PORTS, key_length: 8, values: Values::Bytes(8), dynamic: false, intervals: false };
+const ANY: SetSpec =
+    SetSpec { name: HOST_PORTS, key_length: 8, values: Values::Bytes(8), dynamic: false, intervals: false };
 /// address . protocol . port -> address . port: host ports on one address of the node
-const AT: SetSpec = SetSpec { name: HOST_PORTS_AT, key_length: 12, values: Values::Bytes(8), dynamic: false, intervals: false };
+const AT: SetSpec = SetSpec {
+    name: HOST_PORTS_AT,
+    key_length: 12,
+    values: Values::Bytes(8),
+    dynamic: false,
+    intervals: false,
+};
 /// name of a link . address . MAC: what a pod's link may send
 const SENDERS: SetSpec =
     SetSpec { name: "senders", key_length: 28, values: Values::None, dynamic: false, intervals: false };
-const HAIRPIN: SetSpec = SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false, intervals: false };
+const HAIRPIN: SetSpec =
+    SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false, intervals: false };
 
 pub(super) fn table_name(config: &BridgeConfig) -> String {
     table_beside(&config.table)

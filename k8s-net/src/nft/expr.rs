@@ -52,7 +52,6 @@ pub(crate) enum Side {
 pub(crate) enum Meta {
     Mark = 3,
     InName = 6,
-    OutName = 7,
     Family = 15,
     Protocol = 16,
     /// Group of the input link, in native byte order.
@@ -164,7 +163,7 @@ impl Rule {
         )
     }
 
-    /// Matches the name of the input or output link.
+    /// Matches the name of the input link.
     pub(crate) fn link(self, key: Meta, is: Is, name: &str) -> Self {
         let mut padded = [0; 16];
         for (to, from) in padded.iter_mut().zip(name.bytes()) {

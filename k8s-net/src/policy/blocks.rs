@@ -37,7 +37,8 @@ pub(crate) fn intervals(blocks: &BTreeMap<BlockId, Block>) -> Vec<(Ipv4Addr, Ipv
             }
         }
         let Some((next, _)) = places.peek() else { break };
-        let within: Vec<BlockId> = depths.iter().filter(|(_, d)| d.0 > 0 && d.1 == 0).map(|(id, _)| *id).collect();
+        let within: Vec<BlockId> =
+            depths.iter().filter(|(_, d)| d.0 > 0 && d.1 == 0).map(|(id, _)| *id).collect();
         let (Ok(first), Ok(last)) = (u32::try_from(start), u32::try_from(*next - 1)) else { break };
         if within.is_empty() {
             continue;

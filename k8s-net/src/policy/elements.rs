@@ -1,9 +1,6 @@
 //! The content of the policy table's sets and maps, and its changes since the last transaction. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use super::ports::{PortSet, Span};
 
@@ -89,16 +86,6 @@ impl Elements {
             Key::Ports(_, Some(s)) => s.protocol == protocol && (s.first..=s.last).contains(&port),
             _ => false,
         })
-    }
-
-    /// Returns the addresses that are isolated for a direction.
-    pub(crate) fn isolated(&self) -> BTreeSet<Ipv4Addr> {
-        let all = self.content.keys();
-        all.filter_map(|key| match key {
-            Key::Own(address) => Some(*address),
-            _ => None,
-        })
-        .collect()
     }
 
     /// Returns the changes since the last call, the removals first.

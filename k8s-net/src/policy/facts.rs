@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use k8s_core::{
-    api::Pod,
-    meta::{ObjectExt, ObjectKey},
-};
+use k8s_core::{api::Pod, meta::ObjectKey};
 
 use super::ports::NamedPort;
 
@@ -106,9 +103,4 @@ pub(crate) fn dns(address: Ipv4Addr) -> (ObjectKey, PodFacts) {
     };
     // No pod has such a name.
     (ObjectKey::new("kube-system", "kube-dns (node)"), facts)
-}
-
-/// Key of a pod.
-pub(crate) fn key(pod: &Pod) -> ObjectKey {
-    pod.key()
 }

@@ -41,7 +41,8 @@ impl Model {
 
     /// Returns true if both ends allow the connection.
     pub(crate) fn allows(&self, from: Ipv4Addr, to: Ipv4Addr, protocol: u8, port: u16) -> bool {
-        let both = self.end(from, to, to, protocol, port, "Egress") && self.end(to, from, to, protocol, port, "Ingress");
+        let both = self.end(from, to, to, protocol, port, "Egress")
+            && self.end(to, from, to, protocol, port, "Ingress");
         from == to || both
     }
 
@@ -75,7 +76,8 @@ impl Model {
             let allowed = rules.into_iter().any(|(peers, ports)| {
                 let (peers, ports) = (peers.unwrap_or_default(), ports.unwrap_or_default());
                 let by_peer = peers.is_empty() || peers.iter().any(|p| self.is_peer(p, peer, &pod.namespace));
-                let by_port = ports.is_empty() || ports.iter().any(|p| self.is_port(p, server, protocol, port));
+                let by_port =
+                    ports.is_empty() || ports.iter().any(|p| self.is_port(p, server, protocol, port));
                 by_peer && by_port
             });
             if allowed {
@@ -87,13 +89,16 @@ impl Model {
 
     fn is_peer(&self, peer: &NetworkPolicyPeer, address: Ipv4Addr, namespace: &str) -> bool {
         if let Some(block) = &peer.ip_block {
-            let inside = |range: &String| range.parse::<Ipv4Net>().is_ok_and(|range| range.contains(&address));
+            let inside =
+                |range: &String| range.parse::<Ipv4Net>().is_ok_and(|range| range.contains(&address));
             return inside(&block.cidr) && !block.except.iter().flatten().any(inside);
         }
         let Some(pod) = self.pod_at(address) else { return false };
         let in_namespace = match &peer.namespace_selector {
             None => pod.namespace == namespace,
-            Some(selector) => self.namespaces.get(&pod.namespace).is_some_and(|labels| matches(selector, labels)),
+            Some(selector) => {
+                self.namespaces.get(&pod.namespace).is_some_and(|labels| matches(selector, labels))
+            }
         };
         in_namespace && peer.pod_selector.as_ref().is_none_or(|s| matches(s, &pod.facts.labels))
     }

@@ -174,7 +174,9 @@ fn read_peer(namespace: &str, peer: &NetworkPolicyPeer) -> Result<Option<Peer>, 
         (Some(block), None, None) => {
             let range = |name: &str, text: &str| {
                 let read = text.parse::<IpNet>();
-                read.map_err(|_| format!(".ipBlock.{name}: {text:?} is not an address range such as 10.0.0.0/8"))
+                read.map_err(|_| {
+                    format!(".ipBlock.{name}: {text:?} is not an address range such as 10.0.0.0/8")
+                })
             };
             let whole = range("cidr", &block.cidr)?;
             let except = block.except.iter().flatten();
@@ -188,7 +190,8 @@ fn read_peer(namespace: &str, peer: &NetworkPolicyPeer) -> Result<Option<Peer>, 
         }
         (None, None, None) => Err(": it names no peer".to_owned()),
         (None, pods, namespaces) => {
-            let namespaces = namespaces.map_or_else(|| Namespaces::Own(namespace.into()), Namespaces::Matching);
+            let namespaces =
+                namespaces.map_or_else(|| Namespaces::Own(namespace.into()), Namespaces::Matching);
             Ok(Some(Peer::Pods(Group { namespaces, pods: pods.unwrap_or_default(), block: None })))
         }
         (Some(_), ..) => Err(": ipBlock cannot be combined with a selector".to_owned()),
@@ -217,8 +220,8 @@ enum Port {
 
 fn read_port(port: &NetworkPolicyPort) -> Result<Port, String> {
     let name = port.protocol.as_deref().unwrap_or_default();
-    let protocol = crate::protocol_number(name)
-        .ok_or_else(|| format!("protocol: {name:?} is not TCP, UDP or SCTP"))?;
+    let protocol =
+        crate::protocol_number(name).ok_or_else(|| format!("protocol: {name:?} is not TCP, UDP or SCTP"))?;
     let number = |field: &str, value: i32| {
         let valid = u16::try_from(value).ok().filter(|value| *value > 0);
         valid.ok_or_else(|| format!("{field}: {value} is not between 1 and 65535"))

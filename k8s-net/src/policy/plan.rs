@@ -329,7 +329,9 @@ impl Plan {
         };
         let (ingress, egress) = (take(Direction::Ingress), take(Direction::Egress));
         for address in pod.held.iter().filter(|a| !held.contains(a)) {
-            for key in [Key::Peer(*address), Key::Ingress(*address), Key::Egress(*address), Key::Own(*address)] {
+            for key in
+                [Key::Peer(*address), Key::Ingress(*address), Key::Egress(*address), Key::Own(*address)]
+            {
                 self.elements.put(key, None);
             }
         }
@@ -345,7 +347,8 @@ impl Plan {
         if let Some(old) = std::mem::replace(&mut pod.class, class) {
             self.pairs.drop_class(old, &mut self.elements);
         }
-        for old in [std::mem::replace(&mut pod.ingress, ingress), std::mem::replace(&mut pod.egress, egress)] {
+        for old in [std::mem::replace(&mut pod.ingress, ingress), std::mem::replace(&mut pod.egress, egress)]
+        {
             if let Some(old) = old {
                 self.pairs.drop_profile(old, &mut self.elements);
             }
@@ -365,7 +368,9 @@ impl Plan {
                 Direction::Ingress => &policy.ingress,
                 Direction::Egress => &policy.egress,
             };
-            let Some(rules) = rules.as_ref().filter(|_| selects(&policy.parsed.selector, facts)) else { continue };
+            let Some(rules) = rules.as_ref().filter(|_| selects(&policy.parsed.selector, facts)) else {
+                continue;
+            };
             let profile = profile.get_or_insert_with(Profile::default);
             for Numbered { rule, peers } in rules {
                 let mut ports = rule.ports.clone();
@@ -461,7 +466,8 @@ impl Plan {
         }
         let known: HashSet<(u8, &str)> =
             selected.iter().flat_map(|f| f.ports.iter().map(|p| (p.protocol, p.name.as_str()))).collect();
-        let unknown = names.into_iter().filter(|(protocol, name)| !known.contains(&(*protocol, name.as_str())));
+        let unknown =
+            names.into_iter().filter(|(protocol, name)| !known.contains(&(*protocol, name.as_str())));
         unknown.map(|(_, name)| name.clone()).collect()
     }
 

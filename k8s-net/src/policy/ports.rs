@@ -63,16 +63,6 @@ impl PortSet {
             }
         };
     }
-
-    /// Returns true if the set has the port of the protocol.
-    pub(crate) fn contains(&self, protocol: u8, port: u16) -> bool {
-        match self {
-            PortSet::All => true,
-            PortSet::Spans(spans) => {
-                spans.iter().any(|s| s.protocol == protocol && (s.first..=s.last).contains(&port))
-            }
-        }
-    }
 }
 
 /// Ports of a rule: numbers, and names that a pod's containers give to numbers.

@@ -49,7 +49,8 @@ fn peer() -> impl Strategy<Value = Value> {
     prop_oneof![
         selector().prop_map(|pods| json!({"podSelector": pods})),
         selector().prop_map(|namespaces| json!({"namespaceSelector": namespaces})),
-        (selector(), selector()).prop_map(|(pods, namespaces)| json!({"podSelector": pods, "namespaceSelector": namespaces})),
+        (selector(), selector())
+            .prop_map(|(pods, namespaces)| json!({"podSelector": pods, "namespaceSelector": namespaces})),
         block.prop_map(|block| json!({"ipBlock": block})),
     ]
 }
@@ -75,7 +76,8 @@ fn rules(side: &'static str) -> impl Strategy<Value = Value> {
 }
 
 fn policy() -> impl Strategy<Value = Value> {
-    let types = select(vec![json!(null), json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]);
+    let types =
+        select(vec![json!(null), json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]);
     (selector(), types, rules("from"), rules("to")).prop_map(|(pods, types, ingress, egress)| {
         json!({"podSelector": pods, "policyTypes": types, "ingress": ingress, "egress": egress})
     })
@@ -155,7 +157,10 @@ impl Both {
     }
 
     fn model(&self) -> Model {
-        let pods = self.pods.iter().map(|(key, facts)| ModelPod { namespace: key.namespace.clone(), facts: facts.clone() });
+        let pods = self
+            .pods
+            .iter()
+            .map(|(key, facts)| ModelPod { namespace: key.namespace.clone(), facts: facts.clone() });
         Model {
             namespaces: self.namespaces.clone(),
             pods: pods.collect(),
@@ -213,13 +218,43 @@ fn what_cannot_be_read_isolates_and_is_told() {
     let from = |peer: Value| json!({"podSelector": {}, "ingress": [{"from": [peer]}]});
     let ports = |port: Value| json!({"podSelector": {}, "egress": [{"ports": [port]}]});
     check(json!({}), true, false, &[]);
-    check(from(json!({"ipBlock": {"cidr": "10.0.0.0/33"}})), true, false, &["spec.ingress[0].from[0].ipBlock.cidr: \"10.0.0.0/33\" is not an address range such as 10.0.0.0/8"]);
+    check(
+        from(json!({"ipBlock": {"cidr": "10.0.0.0/33"}})),
+        true,
+        false,
+        &["spec.ingress[0].from[0].ipBlock.cidr: \"10.0.0.0/33\" is not an address range such as 10.0.0.0/8"],
+    );
     check(from(json!({})), true, false, &["spec.ingress[0].from[0]: it names no peer"]);
-    check(ports(json!({"port": 80, "endPort": 79})), true, true, &["spec.egress[0].ports[0].endPort: 79 is below port 80"]);
-    check(ports(json!({"port": "web", "endPort": 80})), true, true, &["spec.egress[0].ports[0].endPort: it needs a numeric port"]);
-    check(ports(json!({"port": 70000})), true, true, &["spec.egress[0].ports[0].port: 70000 is not between 1 and 65535"]);
-    check(ports(json!({"protocol": "ICMP"})), true, true, &["spec.egress[0].ports[0].protocol: \"ICMP\" is not TCP, UDP or SCTP"]);
-    check(json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": ["b"]}]}}), true, false, &["spec.podSelector: \"Like\" is not a valid label selector operator"]);
+    check(
+        ports(json!({"port": 80, "endPort": 79})),
+        true,
+        true,
+        &["spec.egress[0].ports[0].endPort: 79 is below port 80"],
+    );
+    check(
+        ports(json!({"port": "web", "endPort": 80})),
+        true,
+        true,
+        &["spec.egress[0].ports[0].endPort: it needs a numeric port"],
+    );
+    check(
+        ports(json!({"port": 70000})),
+        true,
+        true,
+        &["spec.egress[0].ports[0].port: 70000 is not between 1 and 65535"],
+    );
+    check(
+        ports(json!({"protocol": "ICMP"})),
+        true,
+        true,
+        &["spec.egress[0].ports[0].protocol: \"ICMP\" is not TCP, UDP or SCTP"],
+    );
+    check(
+        json!({"podSelector": {"matchExpressions": [{"key": "a", "operator": "Like", "values": ["b"]}]}}),
+        true,
+        false,
+        &["spec.podSelector: \"Like\" is not a valid label selector operator"],
+    );
 }
 
 #[test]
@@ -250,7 +285,8 @@ fn a_new_holder_takes_an_address_from_the_former_pod() {
 #[test]
 fn names_of_ports_that_no_selected_pod_has_are_told() {
     let mut plan = Plan::default();
-    let ports = json!([{"port": "web"}, {"port": "web", "protocol": "UDP"}, {"port": "metrics"}, {"port": 80}]);
+    let ports =
+        json!([{"port": "web"}, {"port": "web", "protocol": "UDP"}, {"port": "metrics"}, {"port": 80}]);
     let object = json!({"metadata": {"name": "n", "namespace": "x"}, "spec": {"podSelector": {}, "ingress": [{"ports": ports}]}});
     let object: NetworkPolicy = serde_json::from_value(object).expect("policy");
     plan.set_policy(&object.key(), Some(parse(&object)));

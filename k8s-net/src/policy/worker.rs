@@ -304,9 +304,18 @@ impl Worker {
                 return;
             }
             let names = unknown.join(", ");
-            ("UnknownPortName", format!("no selected pod of node {} has a port named {names}: that part allows nothing", self.config.node_name))
+            (
+                "UnknownPortName",
+                format!(
+                    "no selected pod of node {} has a port named {names}: that part allows nothing",
+                    self.config.node_name
+                ),
+            )
         } else {
-            ("InvalidNetworkPolicy", format!("{}: that part allows nothing, the selected pods are isolated", problems.join("; ")))
+            (
+                "InvalidNetworkPolicy",
+                format!("{}: that part allows nothing, the selected pods are isolated", problems.join("; ")),
+            )
         };
         if self.told.get(key) != Some(&message) {
             warn!(policy = %key, "{message}");
