@@ -139,6 +139,29 @@ fn own_ports() -> [(String, serde_json::Value); 3] {
     ]
 }
 
+/// Lets service proxies read what network policies are about, which upstream's role for them does not.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn network_policies(client: &Client) -> Result<(), Error> {
+    const NAME: &str = "network-policies";
+    let rbac = "rbac.authorization.k8s.io";
+    let rule = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]});
+    let role = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": {"name": NAME},
+        "rules": [rule("", &["namespaces", "pods"]), rule("networking.k8s.io", &["networkpolicies"])],
+    });
+    let binding = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": NAME},
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": NAME},
+        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
+    });
+    for (plural, object) in [("clusterroles", role), ("clusterrolebindings", binding)] {
+        apply(client, &format!("/apis/{rbac}/v1/{plural}/{NAME}"), &object).await?;
+    }
+    Ok(())
+}
+
 /// Makes what the load balancer of Services needs.
 ///
 /// # Errors

@@ -1,20 +1,26 @@
-//! The bridge pod network: one Linux bridge per node and cluster, a veth pair per pod, pod addresses from the
-//! node's CIDR.
+//! The routed pod network: a veth pair and a route per pod, pod addresses from the node's CIDR.
 //!
 //! Flow: [`Bridge::start`] first adds unreachable ("guard") routes for the pod and service CIDRs, then
-//! creates the bridge; the kubelet calls [`PodNetwork::attach`] for each sandbox. A pod has a `/32` address
-//! and the bridge's address as its gateway, so every packet between pods is routed and connection-tracked by
-//! the node. Replies of a service therefore always pass the node that translated the address.
+//! creates a bridge, which has no ports: it holds the node's addresses on the pod network (the gateway, the
+//! cluster DNS). The kubelet calls [`PodNetwork::attach`] for each sandbox. A pod has a `/32` address and the
+//! gateway as its default route; the node has a route to each pod. So every packet between pods is routed,
+//! filtered and connection-tracked by the node, and replies of a service pass the node that translated the
+//! address. No two pods share a link: there is no ARP between them.
 //!
 //! Guarantees:
 //! 1. No packet for a pod or service address leaves by the default route, from start on, also after a kill
 //!    -9.
 //! 2. Attach is idempotent; addresses survive a restart.
 //! 3. Every object created carries the cluster's name (bridge, tables, the comments of rules in other
-//!    programs' firewalls) or hangs on the bridge; [`cleanup`] removes exactly those. The sysctl `ip_forward`
-//!    stays on: other programs may rely on it by then.
+//!    programs' firewalls) or is in the cluster's group of links; [`cleanup`] removes exactly those. The sysctl
+//!    `ip_forward` stays on: other programs may rely on it by then.
+//! 4. What a pod sends with an IP address or MAC that is not its own is dropped, and so is what others send
+//!    with a pod's.
+//! 5. With network policies ([`crate::policy`]) a new pod is closed until its rules are in the kernel.
 //!
-//! Not here: services (see [`crate::proxy`]), routes to other nodes (see [`crate::routes`]), IPv6.
+//! A pod that an earlier version connected to the bridge is taken out of it when the kubelet attaches it again.
+//!
+//! Not here: services (see [`crate::proxy`]), policies (see [`crate::policy`]), routes to other nodes (see [`crate::routes`]), IPv6.
 
 mod attach;
 pub(crate) mod firewalls;
@@ -25,17 +31,19 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use async_trait::async_trait;
 use ipnet::Ipv4Net;
+use k8s_core::meta::ObjectKey;
 
 use crate::{
     cidr,
     nft::Nft,
     pod::{PodAttachment, PodNetwork, PodNetworkError},
-    rtnl::{How, Route, Rtnl},
+    policy::gate::{self, Gate},
+    rtnl::{How, Link, Route, Rtnl},
     sysctl,
 };
 use ipam::{Ipam, IpamError, KeptPort};
@@ -127,7 +135,7 @@ pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, b| (hash ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The node's bridge. Dropping it leaves bridge and links in place, because running pods need them.
+/// The node's pod network. Dropping it leaves bridge and links in place, because running pods need them.
 ///
 /// ```
 /// use k8s_net::{bridge::{Bridge, BridgeConfig, bridge_name, cleanup}, pod::{PodAttachment, PodNetwork}};
@@ -163,6 +171,8 @@ struct Inner {
     config: BridgeConfig,
     index: u32,
     state: Mutex<State>,
+    /// Closes new pods until their policies are known.
+    gate: OnceLock<Gate>,
 }
 
 #[derive(Debug)]
@@ -186,9 +196,7 @@ impl Bridge {
             rtnl.set_route(&guard(range)).map_err(context(format!("guard route for {range}")))?;
         }
         sysctl::set("net/ipv4/ip_forward", "1").map_err(context("enable net.ipv4.ip_forward"))?;
-        let hash = checksum(name.as_bytes()).to_ne_bytes();
-        let mac = [0x02, hash[0], hash[1], hash[2], hash[3], hash[4]];
-        rtnl.add_bridge(name, mac, mtu).map_err(context(format!("make bridge {name}")))?;
+        rtnl.add_bridge(name, gateway_mac(name), mtu).map_err(context(format!("make bridge {name}")))?;
         let index = rtnl.index_of(name).and_then(|i| i.ok_or_else(|| io::Error::other("it is not there")));
         let index = index.map_err(context(format!("find bridge {name}")))?;
         // No IPv6 addresses on the bridge. `route_localnet` lets packets of 127.0.0.1 be forwarded to pods,
@@ -196,8 +204,8 @@ impl Bridge {
         let _ = sysctl::set(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1");
         sysctl::set(&format!("net/ipv4/conf/{name}/route_localnet"), "1")
             .map_err(context("set route_localnet"))?;
-        rtnl.add_address(index, gateway, config.pod_cidr.prefix_len())
-            .map_err(context(format!("address {gateway} on {name}")))?;
+        rtnl.set_group(index, rules::link_group(name)).map_err(context(format!("group of {name}")))?;
+        rtnl.add_address(index, gateway, 32).map_err(context(format!("address {gateway} on {name}")))?;
         rtnl.set_up(index).map_err(context(format!("switch on {name}")))?;
         rtnl.set_route(&service_route(&config, index, gateway))
             .map_err(context(format!("route {} to {name}", config.service_cidr)))?;
@@ -206,7 +214,8 @@ impl Bridge {
         let mut nft = Nft::open().map_err(context("open nf_tables"))?;
         nft.commit(rules::build(&config, &ipam)).map_err(context("make the pod table"))?;
         firewalls::open(&config, true);
-        Ok(Bridge(Arc::new(Inner { config, index, state: Mutex::new(State { ipam, nft }) })))
+        let state = Mutex::new(State { ipam, nft });
+        Ok(Bridge(Arc::new(Inner { config, index, state, gate: OnceLock::new() })))
     }
 
     /// Returns the bridge's address, the gateway of every pod.
@@ -227,6 +236,11 @@ impl Bridge {
         done.map_err(context(format!("address {address} on {}", self.0.config.bridge)))
     }
 
+    /// Closes new pods until their policies are known. The first call counts.
+    pub(crate) fn set_gate(&self, gate: Gate) {
+        let _ = self.0.gate.set(gate);
+    }
+
     /// Returns the link's index.
     pub(crate) fn index(&self) -> u32 {
         self.0.index
@@ -243,40 +257,51 @@ impl Bridge {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn attach_blocking(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, PodNetworkError> {
+    /// Allocates the pod's address and announces it to the kernel's tables.
+    fn reserve_blocking(&self, pod: &PodAttachment) -> Result<Ipv4Addr, PodNetworkError> {
         let ports = attach::kept_ports(&pod.host_ports)?;
-        let address = {
-            let mut state = self.state();
-            let old: Vec<KeptPort> = state.ipam.ports_of(&pod.sandbox).to_vec();
-            let address = state.ipam.allocate(&pod.sandbox, ports.clone()).map_err(pod_error)?;
-            let is_new = old != ports || !state.ipam.is_announced(address);
-            if is_new {
-                let change =
-                    rules::change(&self.0.config, address, &old, &ports, state.ipam.is_announced(address));
-                if let Err(e) = state.nft.commit(change) {
-                    let _ = state.ipam.release(&pod.sandbox);
-                    return Err(host_port_error(pod, e));
-                }
-                state.ipam.set_announced(address);
-            }
-            address
-        };
-        let gateway = self.gateway();
-        let mtu = if self.0.config.mtu == 0 { 1500 } else { self.0.config.mtu };
-        let host = attach::host_link(&self.0.config.bridge, &pod.sandbox);
+        let config = &self.0.config;
+        let mut state = self.state();
+        let old: Vec<KeptPort> = state.ipam.ports_of(&pod.sandbox).to_vec();
+        let address = state.ipam.allocate(&pod.sandbox, ports.clone()).map_err(pod_error)?;
+        let is_known = state.ipam.is_announced(address);
+        if old == ports && is_known {
+            return Ok(address);
+        }
+        if !is_known
+            && let Err(source) =
+                gate::close(&mut state.nft, &config.table, address, self.0.gate.get().is_some())
+        {
+            let _ = state.ipam.release(&pod.sandbox);
+            let context = format!("close {}/{} until its policies are known", pod.namespace, pod.name);
+            return Err(PodNetworkError::Io { context, source });
+        }
+        let change = rules::change(config, &pod.sandbox, address, &old, &ports, is_known);
+        if let Err(e) = state.nft.commit(change) {
+            let _ = state.ipam.release(&pod.sandbox);
+            return Err(host_port_error(pod, e));
+        }
+        state.ipam.set_announced(address);
+        Ok(address)
+    }
+
+    fn connect_blocking(&self, pod: &PodAttachment, address: Ipv4Addr) -> Result<(), PodNetworkError> {
+        let config = &self.0.config;
+        let mtu = if config.mtu == 0 { 1500 } else { config.mtu };
+        let host = attach::host_link(&config.bridge, &pod.sandbox);
         attach::connect(&attach::Ends {
             host: &host,
-            bridge: self.0.index,
+            group: rules::link_group(&config.bridge),
             netns: &pod.netns,
             address,
-            gateway,
+            gateway: self.gateway(),
+            gateway_mac: gateway_mac(&config.bridge),
             mtu,
         })
         .map_err(|source| PodNetworkError::Io {
-            context: format!("connect {}/{} to {}", pod.namespace, pod.name, self.0.config.bridge),
+            context: format!("connect {}/{} to the pod network", pod.namespace, pod.name),
             source,
-        })?;
-        Ok(vec![IpAddr::V4(address)])
+        })
     }
 
     fn release_blocking(&self, sandbox: &str) -> Result<(), PodNetworkError> {
@@ -288,7 +313,13 @@ impl Bridge {
         if let Some((address, allocation)) = state.ipam.release(sandbox).map_err(pod_error)?
             && announced
         {
-            let change = rules::withdraw(&self.0.config, address, &allocation.ports);
+            if let Err(error) = gate::forget(&mut state.nft, &self.0.config.table, address) {
+                tracing::warn!(%address, %error, "open a pod's address");
+            }
+            if let Some(gate) = self.0.gate.get() {
+                gate.leave(address);
+            }
+            let change = rules::withdraw(&self.0.config, address, &allocation);
             if let Err(source) = state.nft.commit(change) {
                 // The table was flushed by another program; the next start rebuilds it from the allocation
                 // files.
@@ -337,8 +368,19 @@ async fn blocking<T: Send + 'static>(
 #[async_trait]
 impl PodNetwork for Bridge {
     async fn attach(&self, pod: &PodAttachment) -> Result<Vec<IpAddr>, PodNetworkError> {
-        let (bridge, pod) = (self.clone(), pod.clone());
-        blocking(move || bridge.attach_blocking(&pod)).await
+        let key = ObjectKey::new(&pod.namespace, &pod.name);
+        let (bridge, attachment) = (self.clone(), pod.clone());
+        let address = blocking(move || bridge.reserve_blocking(&attachment)).await?;
+        let (bridge, attachment) = (self.clone(), pod.clone());
+        let connected = blocking(move || bridge.connect_blocking(&attachment, address));
+        let passed = async {
+            if let Some(gate) = self.0.gate.get() {
+                gate.pass(key, address).await;
+            }
+        };
+        let (connected, ()) = futures::future::join(connected, passed).await;
+        connected?;
+        Ok(vec![IpAddr::V4(address)])
     }
 
     async fn detach(&self, pod: &PodAttachment) -> Result<(), PodNetworkError> {
@@ -357,6 +399,12 @@ fn gateway_of(config: &BridgeConfig) -> Result<Ipv4Addr, BridgeError> {
     cidr::nth(range, 1).filter(|_| cidr::size(range) >= 4).ok_or(BridgeError::TooSmall(range))
 }
 
+/// Returns the MAC of the node's end of all links of pods.
+pub(crate) fn gateway_mac(bridge: &str) -> [u8; 6] {
+    let hash = checksum(bridge.as_bytes()).to_ne_bytes();
+    [0x02, hash[0], hash[1], hash[2], hash[3], hash[4]]
+}
+
 fn guard(range: Ipv4Net) -> Route {
     Route { to: range, how: How::Unreachable, metric: GUARD_METRIC }
 }
@@ -367,15 +415,19 @@ fn service_route(config: &BridgeConfig, index: u32, gateway: Ipv4Addr) -> Route 
 
 /// Refuses CIDRs that overlap with another link's routes: taking them over would cut off their hosts.
 fn check_ranges(rtnl: &mut Rtnl, config: &BridgeConfig) -> Result<(), BridgeError> {
-    let own = rtnl.index_of(&config.bridge).map_err(context("look for the bridge"))?;
     let routes = rtnl.routes().map_err(context("list routes"))?;
+    let links = rtnl.links().map_err(context("list links"))?;
+    let group = rules::link_group(&config.bridge);
+    let own = |index| {
+        let link = links.iter().find(|link| Some(link.index) == index);
+        link.is_some_and(|link| link.name == config.bridge || link.group == group)
+    };
     for range in [config.cluster_cidr, config.service_cidr] {
         let foreign = routes.iter().find(|r| {
-            r.link.is_some() && r.link != own && !(r.is_ours && r.gateway.is_some()) && range.contains(&r.to)
+            r.link.is_some() && !(r.is_ours && r.gateway.is_some()) && range.contains(&r.to) && !own(r.link)
         });
         if let Some(found) = foreign {
-            let links = rtnl.links().map_err(context("list links"))?;
-            let link = links.into_iter().find(|l| Some(l.index) == found.link).map(|l| l.name);
+            let link = links.iter().find(|l| Some(l.index) == found.link).map(|l| l.name.clone());
             return Err(BridgeError::RangeInUse { range, route: found.to, link: link.unwrap_or_default() });
         }
     }
@@ -395,11 +447,14 @@ pub fn cleanup(config: &BridgeConfig) -> Result<(), BridgeError> {
         }
     };
     let index = rtnl.index_of(&config.bridge).map_err(context("look for the bridge"))?;
-    if let Some(index) = index {
-        let links = rtnl.links().map_err(context("list links"))?;
-        for link in links.iter().filter(|l| l.master == Some(index)) {
-            note(rtnl.del_link(&link.name).map_err(context(format!("remove link {}", link.name))));
-        }
+    let group = rules::link_group(&config.bridge);
+    let links = rtnl.links().map_err(context("list links"))?;
+    // An earlier version made them ports of the bridge.
+    let is_pods = |link: &Link| (index.is_some() && link.master == index) || link.group == group;
+    for link in links.iter().filter(|link| is_pods(link) && Some(link.index) != index) {
+        note(rtnl.del_link(&link.name).map_err(context(format!("remove link {}", link.name))));
+    }
+    if index.is_some() {
         note(rtnl.del_link(&config.bridge).map_err(context(format!("remove bridge {}", config.bridge))));
     }
     // If our own start failed because another cluster uses these CIDRs, the guards and routes are the other

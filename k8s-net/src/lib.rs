@@ -1,8 +1,8 @@
-//! Pod networks, service proxy and cluster DNS.
+//! Pod networks, service proxy, network policies and cluster DNS.
 //!
-//! Three parts that read the API only through caches: [`pod::PodNetwork`] gives a pod's network namespace an
-//! address, the service proxy redirects a Service's cluster IP and node ports to its endpoints, and the DNS
-//! server resolves names.
+//! Four parts that read the API only through caches: [`pod::PodNetwork`] gives a pod's network namespace an
+//! address, the service proxy redirects a Service's cluster IP and node ports to its endpoints, network
+//! policies drop what is not allowed, and the DNS server resolves names.
 //!
 //! Guarantee: no packet for a pod or service address leaves the machine by its default route.
 //!
@@ -12,6 +12,7 @@
 
 pub mod bridge;
 mod cidr;
+mod conntrack;
 pub mod dns;
 mod netlink;
 mod netns;
@@ -20,6 +21,7 @@ mod nettests;
 mod nft;
 pub mod node;
 pub mod pod;
+pub mod policy;
 pub mod preflight;
 pub mod proxy;
 pub mod routes;

@@ -6,6 +6,9 @@ mod many;
 mod names;
 mod peers;
 mod pods;
+mod policies;
+mod policy_cases;
+mod policy_times;
 mod services;
 mod world;
 
@@ -36,7 +39,7 @@ use crate::{
     node::NodeNetConfig,
     pod::{HostPort, PodAttachment, PodNetwork},
     proxy::{self, Proxy, ProxyConfig, ProxyStats},
-    rtnl::{How, Route, Rtnl},
+    rtnl::{How, Route, Rtnl, Veth},
 };
 
 use world::World;
@@ -173,7 +176,8 @@ fn node(test: &'static str) -> (Ns, Ns, Bridge, BridgeConfig) {
         let file = std::fs::File::open(peer).expect("namespace");
         rtnl.add_bridge("uplink", [2, 0, 0, 0, 0, 1], 1500).expect("bridge");
         let uplink = rtnl.index_of("uplink").expect("asks").expect("uplink");
-        rtnl.add_veth("out", "eth0", std::os::fd::AsFd::as_fd(&file), 1500, uplink).expect("veth");
+        let veth = Veth { host: "out", peer: "eth0", mtu: 1500, master: Some(uplink), macs: None, group: 0 };
+        rtnl.add_veth(&veth, std::os::fd::AsFd::as_fd(&file)).expect("veth");
         rtnl.add_address(uplink, Ipv4Addr::new(192, 0, 2, 2), 24).expect("address");
         rtnl.set_up(uplink).expect("up");
     });
@@ -201,6 +205,7 @@ fn node(test: &'static str) -> (Ns, Ns, Bridge, BridgeConfig) {
 fn finish(host: &Ns, config: BridgeConfig) {
     let (links, tables) = host.run(move || {
         proxy::cleanup(&config.table).expect("removes rules");
+        crate::policy::cleanup(&format!("{}-policy", config.table)).expect("removes policies");
         bridge::cleanup(&config).expect("removes bridge");
         bridge::cleanup(&config).expect("again");
         let _ = std::fs::remove_dir_all(&config.state_dir);

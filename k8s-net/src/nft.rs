@@ -6,7 +6,7 @@
 //! Ours, because no kept crate builds rules without the program `nft` or the C library libnftnl, and because
 //! a sync of many thousand rules is one buffer here.
 //!
-//! Not here: the rules themselves (see `proxy::rules` and `bridge::rules`). [`expr`] has the expressions.
+//! Not here: the rules themselves (see `proxy::rules`, `policy::rules` and `bridge::rules`). [`expr`] has the expressions.
 
 use std::io;
 
@@ -52,6 +52,8 @@ pub(crate) const INPUT: u32 = 1;
 pub(crate) const FORWARD: u32 = 2;
 pub(crate) const OUTPUT: u32 = 3;
 pub(crate) const POSTROUTING: u32 = 4;
+/// Before connection tracking.
+pub(crate) const RAW: i32 = -300;
 pub(crate) const DSTNAT: i32 = -100;
 pub(crate) const SRCNAT: i32 = 100;
 pub(crate) const FILTER: i32 = 0;
@@ -75,6 +77,17 @@ pub(crate) struct SetSpec {
     pub(crate) values: Values,
     /// Rules may add elements, which expire.
     pub(crate) dynamic: bool,
+    /// An element is a range of keys: see [`range`].
+    pub(crate) intervals: bool,
+}
+
+/// Returns the two elements of a range of keys in a set with intervals. The last word of its keys must end
+/// with a byte that is zero in every key: the end is one more than the last key.
+pub(crate) fn range(first: Vec<u8>, mut last: Vec<u8>, value: Value) -> [(Vec<u8>, Value); 2] {
+    if let Some(byte) = last.last_mut() {
+        *byte = 1;
+    }
+    [(first, value), (last, Value::End)]
 }
 
 /// Value of a map element.
@@ -83,6 +96,8 @@ pub(crate) enum Value {
     None,
     Bytes(Vec<u8>),
     Verdict(Verdict),
+    /// The first key after a range.
+    End,
 }
 
 /// A list of changes to one table.
@@ -210,6 +225,7 @@ impl Batch {
 
     /// Creates a set or map.
     pub(crate) fn set(&mut self, spec: &SetSpec) {
+        const INTERVAL: u32 = 0x4;
         const MAP: u32 = 0x8;
         const TIMEOUT: u32 = 0x10;
         const EVAL: u32 = 0x20;
@@ -217,8 +233,9 @@ impl Batch {
         let id = self.set_ids;
         let map = if spec.values == Values::None { 0 } else { MAP };
         let dynamic = if spec.dynamic { TIMEOUT | EVAL } else { 0 };
+        let intervals = if spec.intervals { INTERVAL } else { 0 };
         self.message(NEW_SET, NLM_F_CREATE | NLM_F_EXCL, |m, table| {
-            m.attr_str(1, table).attr_str(2, spec.name).attr_be32(3, map | dynamic);
+            m.attr_str(1, table).attr_str(2, spec.name).attr_be32(3, map | dynamic | intervals);
             m.attr_be32(4, 4).attr_be32(5, spec.key_length);
             match spec.values {
                 Values::None => {}
@@ -250,6 +267,9 @@ impl Batch {
                             });
                             match value {
                                 Value::None => {}
+                                Value::End => {
+                                    m.attr_be32(3, 1);
+                                }
                                 Value::Bytes(bytes) => {
                                     m.nest(2, |m| {
                                         m.attr(1, bytes);

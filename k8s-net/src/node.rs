@@ -1,7 +1,9 @@
-//! A node's network in one type: bridge, service proxy, cluster DNS and routes over one set of caches.
+//! A node's network in one type: pod network, service proxy, network policies, cluster DNS and routes over one
+//! set of caches.
 //!
 //! Flow: [`NodeNet::start`] creates bridge and guard routes first, then starts the proxy, adds the DNS
-//! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods.
+//! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods. Network
+//! policies are applied by [`NodeNet::start`]; new pods wait for theirs.
 //! [`NodeNet::shutdown`] stops the tasks and keeps the links and rules that running pods need, and the process
 //! that holds the cluster DNS if there is one. [`cleanup`]
 //! removes everything, also after a kill -9, from the configuration alone.
@@ -19,10 +21,13 @@ use std::{
 use futures::future::BoxFuture;
 use ipnet::Ipv4Net;
 use k8s_core::{
-    api::api::{
-        core::v1::{ConfigMap, Node, Service},
-        discovery::v1::EndpointSlice,
-        networking::v1::ServiceCIDR,
+    api::{
+        Pod,
+        api::{
+            core::v1::{ConfigMap, Namespace, Node, Service},
+            discovery::v1::EndpointSlice,
+            networking::v1::{NetworkPolicy, ServiceCIDR},
+        },
     },
     cache::{Cache, Reflector, reflect, reflect_trimmed},
     client::{Client, ListParams},
@@ -36,6 +41,7 @@ use crate::{
     bridge::{self, Bridge, BridgeConfig, BridgeError, bridge_name, firewalls},
     dns::{self, Corefile, Dns, DnsConfig, DnsError},
     pod::PodNetwork,
+    policy::{self, Policies, PolicyConfig, PolicyError},
     preflight::{self, PreflightError},
     proxy::{self, Proxy, ProxyConfig, ProxyError},
     routes, service_ranges,
@@ -141,6 +147,18 @@ impl NodeNetConfig {
         }
     }
 
+    /// Returns the settings of network policies, without a recorder of events. Their table is `TABLE-policy`.
+    #[must_use]
+    pub fn policies(&self) -> PolicyConfig {
+        PolicyConfig {
+            table: policy::gate::table_beside(&self.table()),
+            node_name: self.node_name.clone(),
+            cluster_cidr: Some(self.cluster_cidr),
+            dns: self.dns_ip,
+            recorder: Recorder::silent(),
+        }
+    }
+
     /// Returns the settings of the DNS server at `ip`.
     #[must_use]
     pub fn dns(&self, address: IpAddr) -> DnsConfig {
@@ -166,6 +184,9 @@ pub enum NodeNetError {
     /// The service proxy failed.
     #[error("service proxy: {0}")]
     Proxy(#[from] ProxyError),
+    /// Network policies could not be started or removed.
+    #[error("network policies: {0}")]
+    Policy(#[from] PolicyError),
     /// The DNS server failed.
     #[error("cluster DNS: {0}")]
     Dns(#[from] DnsError),
@@ -182,6 +203,9 @@ struct Feeds {
     _slices: Reflector,
     _nodes: Reflector,
     _corefile: Reflector,
+    _namespaces: Reflector,
+    _pods: Reflector,
+    _policies: Reflector,
     _routes: DropGuard,
 }
 
@@ -192,6 +216,7 @@ pub struct NodeNet {
     bridge: Bridge,
     proxy: Proxy,
     dns: Option<Dns>,
+    policies: Option<Policies>,
     _feeds: Option<Feeds>,
 }
 
@@ -243,7 +268,17 @@ impl NodeNet {
         let caches = (services, slices, nodes.clone(), ranges.clone());
         let corefile =
             Corefile::Cached(maps, Recorder::on_host(&client, Clock::system(), "cluster-dns", &own));
+        let namespaces = Cache::<Namespace>::new();
+        let namespaces_feed = reflect(client.all::<Namespace>(), ListParams::default(), namespaces.clone());
+        let pods = Cache::<Pod>::new();
+        let pods_feed = reflect_trimmed(client.all(), ListParams::default(), pods.clone(), policy::trim);
+        let rules = Cache::<NetworkPolicy>::new();
+        let rules_feed = reflect(client.all::<NetworkPolicy>(), ListParams::default(), rules.clone());
+        let settings = PolicyConfig { recorder: recorder.clone(), ..config.policies() };
         let mut net = Self::launch(config, caches, recorder, corefile).await?;
+        let policies = Policies::start(settings, namespaces, pods, rules)?;
+        net.bridge.set_gate(policies.gate());
+        net.policies = Some(policies);
         // After the bridge, because that checks the CIDRs.
         let stop = CancellationToken::new();
         let (stopped, ports, node) = (stop.clone(), net.proxy.own_ports(), own.clone());
@@ -264,13 +299,16 @@ impl NodeNet {
             _slices: slices_feed,
             _nodes: nodes_feed,
             _corefile: corefile_feed,
+            _namespaces: namespaces_feed,
+            _pods: pods_feed,
+            _policies: rules_feed,
             _ranges: ranges_feed,
             _routes: stop.drop_guard(),
         });
         Ok(net)
     }
 
-    /// Starts all parts over caches that the caller fills. The proxy sends no events.
+    /// Starts all parts but network policies over caches that the caller fills. The proxy sends no events.
     pub async fn start_with(
         config: NodeNetConfig,
         services: Cache<Service>,
@@ -307,13 +345,19 @@ impl NodeNet {
             }
             None => None,
         };
-        Ok(NodeNet { config, bridge, proxy, dns, _feeds: None })
+        Ok(NodeNet { config, bridge, proxy, dns, policies: None, _feeds: None })
     }
 
     /// Returns the pod network for the kubelet.
     #[must_use]
     pub fn pod_network(&self) -> Arc<dyn PodNetwork> {
         Arc::new(self.bridge.clone())
+    }
+
+    /// Returns the network policies; `None` if they were not started.
+    #[must_use]
+    pub fn policies(&self) -> Option<&Policies> {
+        self.policies.as_ref()
     }
 
     /// Returns the service proxy.
@@ -331,6 +375,9 @@ impl NodeNet {
     /// running pods need them.
     pub async fn shutdown(self) {
         self.proxy.shutdown().await;
+        if let Some(policies) = self.policies {
+            policies.shutdown().await;
+        }
         if let Some(dns) = self.dns {
             dns.shutdown().await;
         }
@@ -349,7 +396,10 @@ impl NodeNet {
 pub fn cleanup(config: &NodeNetConfig) -> Result<(), NodeNetError> {
     let held = Dns::release(&config.state_dir).map_err(|source| DnsError::Holder { source });
     let rules = proxy::cleanup(&config.table());
-    bridge::cleanup(&config.bridge())?;
+    // Last, so that no pod is open before it is gone.
+    let network = bridge::cleanup(&config.bridge());
+    policy::cleanup(&config.policies().table)?;
+    network?;
     rules?;
     held?;
     Ok(())
@@ -359,5 +409,6 @@ pub fn cleanup(config: &NodeNetConfig) -> Result<(), NodeNetError> {
 pub fn remove_tables(config: &NodeNetConfig) -> Result<(), NodeNetError> {
     proxy::cleanup(&config.table())?;
     bridge::remove_table(&config.bridge())?;
+    policy::cleanup(&config.policies().table)?;
     Ok(())
 }

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use crate::{nft::Nft, rtnl::Rtnl};
+use crate::{
+    nft::Nft,
+    rtnl::{Rtnl, Veth},
+};
 
 /// A kernel feature is missing. The message says which one and how to enable it.
 #[derive(Debug, thiserror::Error)]
@@ -49,5 +52,6 @@ fn probe() -> Result<(), PreflightError> {
     let namespace = std::fs::File::open("/proc/thread-self/ns/net").map_err(PreflightError::Rtnetlink)?;
     let master = rtnl.index_of("probe").ok().flatten().unwrap_or_default();
     let peer = std::os::fd::AsFd::as_fd(&namespace);
-    rtnl.add_veth("probe0", "probe1", peer, 1500, master).map_err(failed("veth", "CONFIG_VETH"))
+    let veth = Veth { host: "probe0", peer: "probe1", mtu: 1500, master: Some(master), macs: None, group: 0 };
+    rtnl.add_veth(&veth, peer).map_err(failed("veth", "CONFIG_VETH"))
 }

@@ -18,7 +18,6 @@
 //! Not here: IPv6; the choice of a load balancer's addresses (see the controller `service-lb-controller` of
 //! `k8s-builtin`).
 
-mod conntrack;
 mod health;
 mod metrics;
 pub(crate) mod own_ports;
@@ -28,6 +27,7 @@ mod rules;
 mod table;
 mod worker;
 
+pub(crate) use plan::Backend;
 pub use publish::{OWN_PORTS, publish_own_ports};
 
 use std::{io, time::Duration};

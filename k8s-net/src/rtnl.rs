@@ -16,13 +16,14 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
-const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
-const IFLA_BRPORT_MODE: u16 = 4;
 const IFLA_BR_FORWARD_DELAY: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -46,6 +47,22 @@ pub(crate) struct Link {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) master: Option<u32>,
+    pub(crate) group: u32,
+}
+
+/// A veth pair to create.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Veth<'a> {
+    pub(crate) host: &'a str,
+    /// Name of the other end.
+    pub(crate) peer: &'a str,
+    pub(crate) mtu: u32,
+    /// A bridge that the host's end is a port of.
+    pub(crate) master: Option<u32>,
+    /// Addresses of the host's end and of the other one. `None`: random ones.
+    pub(crate) macs: Option<[[u8; 6]; 2]>,
+    /// Group of the host's end; 0 is everyone's.
+    pub(crate) group: u32,
 }
 
 /// A route to set or delete.
@@ -129,7 +146,8 @@ impl Rtnl {
                 let name = attr_of(rest, IFLA_IFNAME).unwrap_or_default();
                 let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
                 let master = attr_of(rest, IFLA_MASTER).and_then(number);
-                links.push(Link { index, name, master });
+                let group = attr_of(rest, IFLA_GROUP).and_then(number).unwrap_or(0);
+                links.push(Link { index, name, master, group });
             },
         )?;
         Ok(links)
@@ -163,24 +181,27 @@ impl Rtnl {
     }
 
     /// Creates a veth pair: `host` here, `peer` in the namespace of the descriptor.
-    pub(crate) fn add_veth(
-        &mut self,
-        host: &str,
-        peer: &str,
-        peer_netns: BorrowedFd<'_>,
-        mtu: u32,
-        master: u32,
-    ) -> io::Result<()> {
+    pub(crate) fn add_veth(&mut self, veth: &Veth<'_>, peer_netns: BorrowedFd<'_>) -> io::Result<()> {
+        let up = libc::IFF_UP as u32;
         self.0.acked(|m, seq| {
             let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-            m.begin(libc::RTM_NEWLINK, flags, seq, &link_head(0, libc::IFF_UP as u32, libc::IFF_UP as u32));
-            m.attr_str(IFLA_IFNAME, host).attr_u32(IFLA_MTU, mtu).attr_u32(IFLA_MASTER, master);
+            m.begin(libc::RTM_NEWLINK, flags, seq, &link_head(0, up, up));
+            m.attr_str(IFLA_IFNAME, veth.host).attr_u32(IFLA_MTU, veth.mtu).attr_u32(IFLA_GROUP, veth.group);
+            if let Some(master) = veth.master {
+                m.attr_u32(IFLA_MASTER, master);
+            }
+            if let Some([host, _]) = &veth.macs {
+                m.attr(IFLA_ADDRESS, host);
+            }
             m.nest(IFLA_LINKINFO, |m| {
                 m.attr_str(IFLA_INFO_KIND, "veth");
                 m.nest(IFLA_INFO_DATA, |m| {
                     m.nest(VETH_INFO_PEER, |m| {
                         m.raw(&link_head(0, 0, 0));
-                        m.attr_str(IFLA_IFNAME, peer).attr_u32(IFLA_MTU, mtu);
+                        m.attr_str(IFLA_IFNAME, veth.peer).attr_u32(IFLA_MTU, veth.mtu);
+                        if let Some([_, peer]) = &veth.macs {
+                            m.attr(IFLA_ADDRESS, peer);
+                        }
                         m.attr_u32(IFLA_NET_NS_FD, peer_netns.as_raw_fd().unsigned_abs());
                     });
                 });
@@ -189,18 +210,68 @@ impl Rtnl {
         })
     }
 
-    /// Enables hairpin mode: the bridge may send a packet back to the port it came from (a pod that reaches
-    /// itself through a service).
-    pub(crate) fn set_hairpin(&mut self, index: u32) -> io::Result<()> {
-        let mut head = link_head(index, 0, 0);
-        head[0] = 7; // AF_BRIDGE
+    /// Puts a link into a group.
+    pub(crate) fn set_group(&mut self, index: u32, group: u32) -> io::Result<()> {
         self.0.acked(|m, seq| {
-            m.begin(libc::RTM_SETLINK, NLM_F_ACK, seq, &head);
-            m.nest(IFLA_PROTINFO, |m| {
-                m.attr(IFLA_BRPORT_MODE, &[1]);
-            });
-            m.end();
+            let head = link_head(index, 0, 0);
+            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &head).attr_u32(IFLA_GROUP, group).end();
         })
+    }
+
+    /// Sets a link's address.
+    pub(crate) fn set_mac(&mut self, index: u32, mac: [u8; 6]) -> io::Result<()> {
+        self.0.acked(|m, seq| {
+            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &link_head(index, 0, 0))
+                .attr(IFLA_ADDRESS, &mac)
+                .end();
+        })
+    }
+
+    /// Takes a port out of its bridge.
+    pub(crate) fn set_no_master(&mut self, index: u32) -> io::Result<()> {
+        self.0.acked(|m, seq| {
+            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &link_head(index, 0, 0))
+                .attr_u32(IFLA_MASTER, 0)
+                .end();
+        })
+    }
+
+    /// Switches ARP off: a link then neither asks nor answers.
+    pub(crate) fn set_no_arp(&mut self, index: u32) -> io::Result<()> {
+        let off = libc::IFF_NOARP as u32;
+        self.0.acked(|m, seq| {
+            m.begin(libc::RTM_NEWLINK, NLM_F_ACK, seq, &link_head(index, off, off)).end();
+        })
+    }
+
+    /// Sets the link layer address of a neighbour for good.
+    pub(crate) fn set_neighbour(&mut self, index: u32, address: Ipv4Addr, mac: [u8; 6]) -> io::Result<()> {
+        const PERMANENT: u8 = 0x80;
+        let mut head = [0; 12];
+        head[0] = libc::AF_INET as u8;
+        head[4..8].copy_from_slice(&index.to_ne_bytes());
+        head[8] = PERMANENT;
+        self.0.acked(|m, seq| {
+            m.begin(libc::RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, seq, &head);
+            m.attr(NDA_DST, &address.octets()).attr(NDA_LLADDR, &mac).end();
+        })
+    }
+
+    /// Lists the machine's own IPv4 addresses.
+    pub(crate) fn addresses(&mut self) -> io::Result<Vec<Ipv4Addr>> {
+        let mut addresses = Vec::new();
+        let mut head = [0; 8];
+        head[0] = libc::AF_INET as u8;
+        self.0.dump(
+            |m, seq| {
+                m.begin(libc::RTM_GETADDR, NLM_F_DUMP, seq, &head).end();
+            },
+            |_, body| {
+                let local = body.get(8..).and_then(|rest| attr_of(rest, IFA_LOCAL));
+                addresses.extend(local.and_then(|v| <[u8; 4]>::try_from(v).ok()).map(Ipv4Addr::from));
+            },
+        )?;
+        Ok(addresses)
     }
 
     /// Sets a link up.

@@ -296,6 +296,8 @@ impl Api {
         made.map_err(ClusterError::of("make the ServiceCIDR kubernetes"))?;
         let bound = identities::bind(&admin, &self.kubeconfigs.name, &config.authorization).await;
         bound.map_err(ClusterError::of("bind the components' roles"))?;
+        let readable = addons::network_policies(&admin).await;
+        readable.map_err(ClusterError::of("let service proxies read network policies"))?;
         if config.resource_metrics.is_some() {
             let made = addons::metrics_reader(&admin).await;
             made.map_err(ClusterError::of("let viewers read the metrics"))?;

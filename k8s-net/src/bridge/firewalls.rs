@@ -61,7 +61,8 @@ fn rules(config: &BridgeConfig, chain: &BaseChain) -> Vec<Rule> {
         INET => Rule::new().meta(REG, Meta::Family).compare(REG, Is::Equal, &[FAMILY]),
         _ => Rule::new(),
     };
-    let from_pods = || start().link(Meta::InName, Is::Equal, &config.bridge);
+    // Nobody but a pod of this node can have such an address: see `rules`.
+    let from_pods = || start().in_range(Side::Source, Is::Equal, config.pod_cidr);
     let rules = if chain.hook == FORWARD {
         vec![
             start().in_range(Side::Source, Is::Equal, config.cluster_cidr),

@@ -1,15 +1,17 @@
-//! The nf_tables pod table: masquerading of outbound traffic, host ports, and drop rules of the bridge.
+//! The nf_tables pod table: masquerading of outbound traffic, host ports, and what pods must not send.
 
 use std::net::Ipv4Addr;
 
 use super::{
     BridgeConfig,
-    ipam::{Ipam, KeptPort},
+    attach::{host_link, pod_mac},
+    checksum,
+    ipam::{Allocation, Ipam, KeptPort},
 };
 use ipnet::Ipv4Net;
 
 use crate::nft::{
-    Batch, DSTNAT, FILTER, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, Rule, SRCNAT, SetSpec, Value,
+    Batch, DSTNAT, FILTER, Hook, INPUT, OUTPUT, POSTROUTING, PREROUTING, RAW, Rule, SRCNAT, SetSpec, Value,
     Values, Verdict,
     expr::{Is, Meta, REG, Side},
 };
@@ -18,10 +20,21 @@ pub(crate) const HOST_PORTS: &str = "host-ports";
 pub(crate) const HOST_PORTS_AT: &str = "host-ports-at";
 
 /// protocol . port -> address . port: host ports on all addresses of the node
-const ANY: SetSpec = SetSpec { name: HOST_PORTS, key_length: 8, values: Values::Bytes(8), dynamic: false };
+const ANY: SetSpec =
+    SetSpec { name: HOST_PORTS, key_length: 8, values: Values::Bytes(8), dynamic: false, intervals: false };
 /// address . protocol . port -> address . port: host ports on one address of the node
-const AT: SetSpec = SetSpec { name: HOST_PORTS_AT, key_length: 12, values: Values::Bytes(8), dynamic: false };
-const HAIRPIN: SetSpec = SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false };
+const AT: SetSpec = SetSpec {
+    name: HOST_PORTS_AT,
+    key_length: 12,
+    values: Values::Bytes(8),
+    dynamic: false,
+    intervals: false,
+};
+/// name of a link . address . MAC: what a pod's link may send
+const SENDERS: SetSpec =
+    SetSpec { name: "senders", key_length: 28, values: Values::None, dynamic: false, intervals: false };
+const HAIRPIN: SetSpec =
+    SetSpec { name: "hairpin", key_length: 8, values: Values::None, dynamic: false, intervals: false };
 
 pub(super) fn table_name(config: &BridgeConfig) -> String {
     table_beside(&config.table)
@@ -38,9 +51,21 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
     batch.table();
     batch.del_table();
     batch.table();
-    for set in [&ANY, &AT, &HAIRPIN] {
+    for set in [&ANY, &AT, &HAIRPIN, &SENDERS] {
         batch.set(set);
     }
+    let group = link_group(&config.bridge);
+    // A pod's link sends with the pod's addresses, and no other link sends with those.
+    batch.chain("senders", Some(Hook { kind: "filter", hook: PREROUTING, priority: RAW }));
+    let of_pods = || Rule::new().group(Meta::InGroup, Is::Equal, group);
+    let own = of_pods().meta(REG, Meta::InName).address(REG + 4, Side::Source).source_mac(REG + 5);
+    batch.rule("senders", &own.in_set(REG, SENDERS.name).verdict(&Verdict::Accept));
+    // Pods of an earlier version are ports of the bridge until the kubelet has connected them again.
+    let other = of_pods().link(Meta::InName, Is::Not, &config.bridge);
+    batch.rule("senders", &other.verdict(&Verdict::Drop));
+    let foreign = Rule::new().group(Meta::InGroup, Is::Not, group).link(Meta::InName, Is::Not, "lo");
+    let foreign = foreign.in_range(Side::Source, Is::Equal, config.pod_cidr);
+    batch.rule("senders", &foreign.verdict(&Verdict::Drop));
     batch.chain("host-ports", None);
     let at = Rule::new()
         .shown(&[REG + 5])
@@ -63,9 +88,9 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
         .in_range(Side::Source, Is::Equal, config.pod_cidr)
         .in_range(Side::Destination, Is::Not, config.cluster_cidr)
         .in_range(Side::Destination, Is::Not, config.service_cidr)
-        .link(Meta::OutName, Is::Not, &config.bridge);
+        .group(Meta::OutGroup, Is::Not, group);
     batch.rule("postrouting", &outside.masquerade());
-    let to_pod = || Rule::new().link(Meta::OutName, Is::Equal, &config.bridge).was_redirected();
+    let to_pod = || Rule::new().group(Meta::OutGroup, Is::Equal, group).was_redirected();
     batch.rule("postrouting", &to_pod().in_range(Side::Source, Is::Equal, loopback).masquerade());
     let itself = to_pod().address(REG, Side::Source).address(REG + 1, Side::Destination);
     batch.rule("postrouting", &itself.in_set(REG, HAIRPIN.name).masquerade());
@@ -73,16 +98,17 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
     // is dropped.
     batch.chain("input", Some(Hook { kind: "filter", hook: INPUT, priority: FILTER }));
     let intruder = Rule::new()
-        .link(Meta::InName, Is::Equal, &config.bridge)
+        .group(Meta::InGroup, Is::Equal, group)
         .in_range(Side::Destination, Is::Equal, loopback)
         .original_direction();
     batch.rule("input", &intruder.verdict(&Verdict::Drop));
     batch.chain("filter-output", Some(Hook { kind: "filter", hook: OUTPUT, priority: FILTER }));
-    let shortcut = Rule::new().link(Meta::OutName, Is::Equal, &config.bridge).icmp_redirect();
+    let shortcut = Rule::new().group(Meta::OutGroup, Is::Equal, group).icmp_redirect();
     batch.rule("filter-output", &shortcut.verdict(&Verdict::Drop));
     for (address, allocation) in ipam.allocations().filter(|(a, _)| ipam.is_announced(*a)) {
         announce(&mut batch, address, &allocation.ports, true);
         batch.add(HAIRPIN.name, &[hairpin(address)]);
+        batch.add(SENDERS.name, &[sender(config, &allocation.sandbox, address)]);
     }
     batch
 }
@@ -90,6 +116,7 @@ pub(super) fn build(config: &BridgeConfig, ipam: &Ipam) -> Batch {
 /// Builds the change of one pod's host ports; `known` is true if the table has the pod.
 pub(super) fn change(
     config: &BridgeConfig,
+    sandbox: &str,
     address: Ipv4Addr,
     old: &[KeptPort],
     new: &[KeptPort],
@@ -100,17 +127,35 @@ pub(super) fn change(
         announce(&mut batch, address, old, false);
     } else {
         batch.add(HAIRPIN.name, &[hairpin(address)]);
+        batch.add(SENDERS.name, &[sender(config, sandbox, address)]);
     }
     announce(&mut batch, address, new, true);
     batch
 }
 
 /// Builds the removal of a pod.
-pub(super) fn withdraw(config: &BridgeConfig, address: Ipv4Addr, ports: &[KeptPort]) -> Batch {
+pub(super) fn withdraw(config: &BridgeConfig, address: Ipv4Addr, allocation: &Allocation) -> Batch {
     let mut batch = Batch::new(&table_name(config));
-    announce(&mut batch, address, ports, false);
+    announce(&mut batch, address, &allocation.ports, false);
     batch.remove(HAIRPIN.name, &[hairpin(address)]);
+    batch.remove(SENDERS.name, &[sender(config, &allocation.sandbox, address)]);
     batch
+}
+
+fn sender(config: &BridgeConfig, sandbox: &str, address: Ipv4Addr) -> (Vec<u8>, Value) {
+    let mut key = host_link(&config.bridge, sandbox).into_bytes();
+    key.resize(16, 0);
+    key.extend(address.octets());
+    key.extend(pod_mac(address));
+    key.extend([0; 2]);
+    (key, Value::None)
+}
+
+/// Returns the group of a cluster's links on the node.
+pub(super) fn link_group(bridge: &str) -> u32 {
+    // Positive and not 0, which all other links have.
+    let [a, b, c, d, ..] = checksum(format!("{bridge}/links").as_bytes()).to_ne_bytes();
+    (u32::from_ne_bytes([a, b, c, d]) & 0x7fff_ffff).max(1)
 }
 
 fn hairpin(address: Ipv4Addr) -> (Vec<u8>, Value) {

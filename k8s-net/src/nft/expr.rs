@@ -52,9 +52,12 @@ pub(crate) enum Side {
 pub(crate) enum Meta {
     Mark = 3,
     InName = 6,
-    OutName = 7,
     Family = 15,
     Protocol = 16,
+    /// Group of the input link, in native byte order.
+    InGroup = 21,
+    /// Group of the output link, in native byte order.
+    OutGroup = 22,
 }
 
 /// Comparison operator.
@@ -160,7 +163,7 @@ impl Rule {
         )
     }
 
-    /// Matches the name of the input or output link.
+    /// Matches the name of the input link.
     pub(crate) fn link(self, key: Meta, is: Is, name: &str) -> Self {
         let mut padded = [0; 16];
         for (to, from) in padded.iter_mut().zip(name.bytes()) {
@@ -188,6 +191,38 @@ impl Rule {
         })
         .bitwise(REG, DST_NAT.to_ne_bytes(), [0; 4])
         .compare(REG, Is::Not, &[0; 4])
+    }
+
+    /// Matches packets of connections that were allowed before, and errors about them.
+    pub(crate) fn established(self) -> Self {
+        const STATE: u32 = 0;
+        const ESTABLISHED_OR_RELATED: u32 = 0b110;
+        self.push("ct", |m| {
+            m.attr_be32(1, REG).attr_be32(2, STATE);
+        })
+        .bitwise(REG, ESTABLISHED_OR_RELATED.to_ne_bytes(), [0; 4])
+        .compare(REG, Is::Not, &[0; 4])
+    }
+
+    /// Matches TCP packets that do not open a connection.
+    pub(crate) fn not_first_of_tcp(self) -> Self {
+        const FIN_SYN_RST_ACK: u8 = 0x17;
+        const SYN: u8 = 0x02;
+        self.meta(REG, Meta::Protocol)
+            .compare(REG, Is::Equal, &[6])
+            .payload(REG, 2, 13, 1)
+            .bitwise(REG, [FIN_SYN_RST_ACK, 0, 0, 0], [0; 4])
+            .compare(REG, Is::Not, &[SYN, 0, 0, 0])
+    }
+
+    /// register (and the next one) = source address of the frame
+    pub(crate) fn source_mac(self, register: u32) -> Self {
+        self.payload(register, 0, 6, 6)
+    }
+
+    /// Matches the group of the input or output link.
+    pub(crate) fn group(self, key: Meta, is: Is, group: u32) -> Self {
+        self.meta(REG, key).compare(REG, is, &group.to_ne_bytes())
     }
 
     /// Matches packets in the original direction of their connection.

@@ -45,14 +45,14 @@ pub(super) const HAIRPIN: &str = "hairpin";
 const CLASSES: [&str; 5] = ["classes-0", "classes-1", "classes-2", "classes-3", "classes-4"];
 
 const fn set(name: &'static str, key_length: u32, values: Values) -> SetSpec {
-    SetSpec { name, key_length, values, dynamic: false }
+    SetSpec { name, key_length, values, dynamic: false, intervals: false }
 }
 
 const SETS: [SetSpec; 15] = [
     set(FRONTS, 16, Values::Bytes(16)),
     set(BACKENDS, 8, Values::Bytes(16)),
     set(MEMBERS, 16, Values::None),
-    SetSpec { name: AFFINITY, key_length: 8, values: Values::Bytes(12), dynamic: true },
+    SetSpec { name: AFFINITY, key_length: 8, values: Values::Bytes(12), dynamic: true, intervals: false },
     set(REJECTED, 12, Values::None),
     set(REJECTED_PORTS, 8, Values::None),
     set(SOURCES, 12, Values::None),

@@ -24,14 +24,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    ProxyConfig, ProxyStats, conntrack,
+    ProxyConfig, ProxyStats,
     health::Checks,
     metrics::Metrics,
     own_ports::{self, OwnPorts, PortUse},
     plan::{self, Here, PortPlan, Zone},
     table::{Contest, Table},
 };
-use crate::nft::Nft;
+use crate::{conntrack, nft::Nft};
 
 const BY_SERVICE: &str = "service";
 /// Number of ports that a node publishes at most; the kernel's table has all.

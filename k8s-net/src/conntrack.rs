@@ -1,0 +1,79 @@
+//! Deletes conntrack entries: of UDP flows to removed endpoints of services, to which a client that keeps its
+//! source port would go on sending, and of connections that policies no longer allow.
+
+use std::{collections::HashSet, io, net::Ipv4Addr};
+
+use crate::{
+    netlink::{Messages, NLM_F_ACK, NLM_F_DUMP, Socket, attr_of},
+    proxy::Backend,
+};
+
+const GET: u16 = 1 << 8 | 1;
+const DELETE: u16 = 1 << 8 | 2;
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+const HEAD: [u8; 4] = [2, 0, 0, 0];
+
+/// A flow that the kernel tracks. Ports are 0 for protocols without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flow {
+    /// IP protocol number.
+    pub(crate) protocol: u8,
+    /// Source of the first packet.
+    pub(crate) from: Backend,
+    /// Destination of the first packet, before translation.
+    pub(crate) to: Backend,
+    /// Source of the replies.
+    pub(crate) answering: Backend,
+}
+
+/// Deletes redirected UDP flows whose replies come from one of these endpoints.
+pub(crate) fn forget_udp(left: &HashSet<Backend>) -> io::Result<()> {
+    forget(|flow| flow.protocol == 17 && left.contains(&flow.answering) && flow.to != flow.answering)
+        .map(|_| ())
+}
+
+/// Deletes the flows that are chosen. Returns their number.
+pub(crate) fn forget(mut is_chosen: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+    let mut found: Vec<Vec<u8>> = Vec::new();
+    socket.dump(
+        |m, seq| {
+            m.begin(GET, NLM_F_DUMP, seq, &HEAD).end();
+        },
+        |_, body| {
+            let Some(rest) = body.get(4..) else { return };
+            let (Some(orig), Some(reply)) = (attr_of(rest, TUPLE_ORIG), attr_of(rest, TUPLE_REPLY)) else {
+                return;
+            };
+            if flow(orig, reply).is_some_and(|flow| is_chosen(&flow)) {
+                found.push(orig.to_vec());
+            }
+        },
+    )?;
+    let count = found.len();
+    for orig in found {
+        let deleted = socket.acked(|m: &mut Messages, seq| {
+            m.begin(DELETE, NLM_F_ACK, seq, &HEAD).attr(TUPLE_ORIG | 0x8000, &orig).end();
+        });
+        match deleted {
+            Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(count)
+}
+
+fn flow(orig: &[u8], reply: &[u8]) -> Option<Flow> {
+    let protocol = *attr_of(attr_of(orig, TUPLE_PROTO)?, 1)?.first()?;
+    Some(Flow { protocol, from: side(orig, 1, 2)?, to: side(orig, 2, 3)?, answering: side(reply, 1, 2)? })
+}
+
+fn side(tuple: &[u8], address: u16, port: u16) -> Option<Backend> {
+    let (ip, proto) = (attr_of(tuple, TUPLE_IP)?, attr_of(tuple, TUPLE_PROTO)?);
+    let address: Ipv4Addr = <[u8; 4]>::try_from(attr_of(ip, address)?).ok()?.into();
+    let port = attr_of(proto, port).and_then(|port| Some(u16::from_be_bytes(port.try_into().ok()?)));
+    Some(Backend { address, port: port.unwrap_or(0) })
+}

@@ -1,0 +1,126 @@
+//! Time of one change among many policies and pods, and of a packet between two pods.
+
+use super::{policies::Rules, *};
+
+/// Namespaces, each with as many pods and policies.
+fn size() -> (u8, u8) {
+    if std::env::var_os("K8S_NET_BENCH").is_some() { (50, 20) } else { (10, 10) }
+}
+
+#[test]
+fn one_change_among_many_policies_is_quick() {
+    let (host, _outside, bridge, config) = node("manypol");
+    let rules = Rules::start(&host, &bridge, "manypol");
+    let (namespaces, each) = size();
+    let name = |n: u8| format!("n{n}");
+    let app = |i: u8| json!({"app": format!("a{}", i % 10)});
+    let address = |n: u8, i: u8| IpAddr::from([10, 42, n + 1, i + 1]);
+    // Each policy lets one app of the namespace be reached from another, from a neighbour namespace and from a
+    // block; one more denies all.
+    let spec = |n: u8, i: u8, port: u16| {
+        json!({"podSelector": {"matchLabels": app(i)}, "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [{"podSelector": {"matchLabels": app(i + 1)}}, {"namespaceSelector": {"matchLabels": {"ns": name((n + 1) % namespaces)}}}], "ports": [{"port": port}]},
+                {"from": [{"ipBlock": {"cidr": format!("172.16.{n}.0/24"), "except": [format!("172.16.{n}.{i}/32")]}}]}],
+            "egress": [{"to": [{"podSelector": {}}]}, {"to": [{"namespaceSelector": {}}], "ports": [{"port": 53, "protocol": "UDP"}]}]})
+    };
+    for n in 0..namespaces {
+        rules.namespace(&name(n));
+        for i in 0..each {
+            rules.pod(&name(n), &format!("p{i}"), app(i), Some(address(n, i)));
+            rules.policy(&name(n), &format!("q{i}"), &spec(n, i, 80));
+        }
+        rules.policy(&name(n), "deny", &json!({"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}));
+    }
+    let mut last = 0;
+    while last == 0 || last != rules.stats.borrow().transactions {
+        last = rules.stats.borrow().transactions;
+        std::thread::sleep(Duration::from_millis(1500));
+    }
+    let elements = rules.stats.borrow().elements;
+    let mut all = Vec::new();
+    let mut measure = |what: &str, change: &dyn Fn(u8)| {
+        let mut times: Vec<Duration> = (0..200)
+            .map(|round| {
+                let before = rules.stats.borrow().transactions;
+                change(round);
+                let end = Instant::now() + WAIT;
+                while rules.stats.borrow().transactions == before {
+                    assert!(Instant::now() < end, "{what} {round} was not applied");
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                rules.stats.borrow().last
+            })
+            .collect();
+        times.sort();
+        println!("{what}: p50 {:?}, p99 {:?}, most {:?}", times[100], times[197], times[199]);
+        all.extend(times);
+    };
+    println!("{} policies, {} pods, {elements} elements", rules.policies.len(), rules.pods.len());
+    measure("a policy's port", &|round| {
+        let (n, i) = (round % namespaces, round % each);
+        rules.policy(&name(n), &format!("q{i}"), &spec(n, i, 1000 + u16::from(round)));
+    });
+    measure("a pod's labels", &|round| {
+        let (n, i) = (round % namespaces, round % each);
+        rules.pod(&name(n), &format!("p{i}"), app(i + 1 + round / each), Some(address(n, i)));
+    });
+    measure("a new pod", &|round| {
+        let n = round % namespaces;
+        rules.pod(
+            &name(n),
+            &format!("new{round}"),
+            app(round),
+            Some(IpAddr::from([10, 42, n + 1, 50 + round])),
+        );
+    });
+    measure("a new policy that denies all", &|round| {
+        let n = round % namespaces;
+        let spec = json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {"matchLabels": {"new": format!("{round}")}}}], "ports": [{"port": 1000 + u16::from(round)}]}]});
+        rules.policy(&name(n), &format!("new{round}"), &spec);
+    });
+    all.sort();
+    assert!(all[all.len() / 2] < Duration::from_millis(100), "{all:?}");
+    rules.stop();
+    finish(&host, config);
+}
+
+/// Prints the time of a round trip between two pods of a node, and how many bytes pass a second.
+#[test]
+fn packets_between_two_pods_are_quick() {
+    let (host, _outside, bridge, config) = node("speed");
+    let (a, b) = (Ns::new(), Ns::new());
+    attach(&host, &bridge, attachment("a", &a));
+    let ip = attach(&host, &bridge, attachment("b", &b));
+    let listener = b.run(|| TcpListener::bind("0.0.0.0:80").expect("binds"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("accepts");
+            stream.set_nodelay(true).expect("sets");
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(length) = stream.read(&mut buffer) {
+                // A single byte is answered, more are not.
+                if length == 0 || (length == 1 && stream.write_all(&[1]).is_err()) {
+                    break;
+                }
+            }
+        }
+    });
+    let rounds = if std::env::var_os("K8S_NET_BENCH").is_some() { 50_000u32 } else { 500 };
+    let (trip, rate) = a.run(move || {
+        let mut stream = TcpStream::connect((ip, 80)).expect("connects");
+        stream.set_nodelay(true).expect("sets");
+        let since = Instant::now();
+        for _ in 0..rounds {
+            stream.write_all(&[1]).expect("sends");
+            stream.read_exact(&mut [0]).expect("receives");
+        }
+        let trip = since.elapsed() / rounds;
+        let (since, block) = (Instant::now(), vec![2; 1 << 16]);
+        for _ in 0..rounds {
+            stream.write_all(&block).expect("sends");
+        }
+        (trip, f64::from(rounds) * 65.536e-3 / since.elapsed().as_secs_f64())
+    });
+    println!("round trip {trip:?}, {rate:.0} MB/s");
+    finish(&host, config);
+}

@@ -1,0 +1,407 @@
+//! The loop of network policies: collects changes, plans them, and applies the plan in one transaction.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    io,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use futures::FutureExt;
+use k8s_core::{
+    api::{
+        Pod,
+        api::{core::v1::Namespace, networking::v1::NetworkPolicy},
+    },
+    cache::{Cache, Change, Subscription},
+    events::involved,
+    meta::{Object, ObjectExt, ObjectKey},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use super::{
+    PolicyConfig, PolicyStats, cut,
+    elements::{Delta, Key},
+    facts,
+    gate::Report,
+    parse::parse,
+    plan::Plan,
+    rules::{self, FRESH},
+};
+use crate::nft::{Batch, Nft};
+
+/// What changed since the last transaction.
+#[derive(Default)]
+struct Dirty {
+    all: bool,
+    namespaces: BTreeSet<String>,
+    pods: BTreeSet<ObjectKey>,
+    policies: BTreeSet<ObjectKey>,
+}
+
+impl Dirty {
+    fn is_empty(&self) -> bool {
+        !self.all && self.namespaces.is_empty() && self.pods.is_empty() && self.policies.is_empty()
+    }
+}
+
+/// Adds the key of a changed object; false if any may have changed.
+fn note<K: Object>(change: &Change<K>, keys: &mut BTreeSet<ObjectKey>) -> bool {
+    match change {
+        Change::Added(object) | Change::Modified(_, object) | Change::Deleted(object) => {
+            keys.insert(object.key());
+            true
+        }
+        Change::Resync => false,
+    }
+}
+
+/// Plan and connection; moved to a blocking thread for each transaction.
+struct Kernel {
+    nft: Nft,
+    table: String,
+    plan: Plan,
+    /// Closed addresses of pods that are not known.
+    fresh: BTreeSet<Ipv4Addr>,
+    /// The kernel's state is unknown: make the table anew.
+    broken: bool,
+}
+
+pub(super) struct Worker {
+    config: PolicyConfig,
+    namespaces: Cache<Namespace>,
+    pods: Cache<Pod>,
+    policies: Cache<NetworkPolicy>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    /// Pods by the addresses that the pod network gave them.
+    assigned: BTreeMap<Ipv4Addr, ObjectKey>,
+    /// Addresses that were attached since the last transaction, and who waits for it.
+    new: Vec<(Ipv4Addr, oneshot::Sender<()>)>,
+    /// Addresses that were freed since the last cut.
+    left: HashSet<Ipv4Addr>,
+    /// Connections may be open that are no longer allowed.
+    cut: bool,
+    kernel: Option<Kernel>,
+    /// Last warning told about a policy.
+    told: HashMap<ObjectKey, String>,
+    stats: watch::Sender<PolicyStats>,
+}
+
+fn drain<K: Object>(changes: &mut Subscription<K>, mut each: impl FnMut(Change<K>)) {
+    while let Some(Some(change)) = changes.next().now_or_never() {
+        each(change);
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        config: PolicyConfig,
+        (namespaces, pods, policies): (Cache<Namespace>, Cache<Pod>, Cache<NetworkPolicy>),
+        nft: Nft,
+        reports: mpsc::UnboundedReceiver<Report>,
+        stats: watch::Sender<PolicyStats>,
+    ) -> Self {
+        let mut plan = Plan::default();
+        if let Some(address) = config.dns {
+            let (key, dns) = facts::dns(address);
+            plan.set_pod(&key, Some(dns));
+        }
+        let kernel = Kernel { nft, table: config.table.clone(), plan, fresh: BTreeSet::new(), broken: true };
+        Worker {
+            config,
+            namespaces,
+            pods,
+            policies,
+            reports,
+            assigned: BTreeMap::new(),
+            new: Vec::new(),
+            left: HashSet::new(),
+            cut: false,
+            kernel: Some(kernel),
+            told: HashMap::new(),
+            stats,
+        }
+    }
+
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.work() => {}
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the kernel applies rules in real time")]
+    async fn work(&mut self) {
+        let mut namespaces = self.namespaces.subscribe();
+        let (mut pods, mut policies) = (self.pods.subscribe(), self.policies.subscribe());
+        self.namespaces.synced().await;
+        self.pods.synced().await;
+        self.policies.synced().await;
+        let mut dirty = Dirty { all: true, ..Dirty::default() };
+        let mut delay = Duration::from_millis(100);
+        loop {
+            let since = Instant::now();
+            let mut names = BTreeSet::new();
+            let mut all = dirty.all;
+            drain(&mut namespaces, |change| all |= !note(&change, &mut names));
+            drain(&mut pods, |change| all |= !note(&change, &mut dirty.pods));
+            drain(&mut policies, |change| all |= !note(&change, &mut dirty.policies));
+            dirty.all = all;
+            dirty.namespaces.extend(names.into_iter().map(|key| key.name));
+            while let Ok(report) = self.reports.try_recv() {
+                self.report(report, &mut dirty);
+            }
+            if !dirty.is_empty() || self.kernel.as_ref().is_none_or(|kernel| kernel.broken) {
+                match self.apply(&mut dirty, since).await {
+                    Ok(()) => delay = Duration::from_millis(100),
+                    Err(error) => {
+                        warn!(%error, table = self.config.table, "network policies, will be made anew");
+                        tokio::time::sleep(delay).await;
+                        delay = (delay * 2).min(Duration::from_secs(10));
+                        continue;
+                    }
+                }
+            }
+            // Connections are cut when nothing else is to be done.
+            let idle = std::future::ready(());
+            tokio::select! {
+                biased;
+                change = namespaces.next() => match change {
+                    Some(change) => {
+                        let mut keys = BTreeSet::new();
+                        dirty.all |= !note(&change, &mut keys);
+                        dirty.namespaces.extend(keys.into_iter().map(|key| key.name));
+                    }
+                    None => return,
+                },
+                change = pods.next() => match change {
+                    Some(change) => dirty.all |= !note(&change, &mut dirty.pods),
+                    None => return,
+                },
+                change = policies.next() => match change {
+                    Some(change) => dirty.all |= !note(&change, &mut dirty.policies),
+                    None => return,
+                },
+                Some(report) = self.reports.recv() => self.report(report, &mut dirty),
+                () = idle, if self.cut => self.cut().await,
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report, dirty: &mut Dirty) {
+        match report {
+            Report::Attached { pod, address, done } => {
+                dirty.pods.insert(pod.clone());
+                dirty.pods.extend(self.assigned.insert(address, pod));
+                self.new.push((address, done));
+            }
+            Report::Detached { address } => {
+                dirty.pods.extend(self.assigned.remove(&address));
+                self.left.insert(address);
+                if let Some(kernel) = &mut self.kernel {
+                    kernel.fresh.remove(&address);
+                }
+                self.cut = true;
+            }
+        }
+    }
+
+    /// Brings the plan up to date.
+    fn plan(&self, plan: &mut Plan, dirty: &mut Dirty) {
+        if dirty.all {
+            dirty.namespaces.extend(self.namespaces.list().iter().map(|n| n.name().to_owned()));
+            dirty.namespaces.extend(plan.namespaces());
+            dirty.pods.extend(self.pods.list().iter().map(|pod| pod.key()));
+            dirty.pods.extend(plan.pods());
+            dirty.policies.extend(self.policies.list().iter().map(|policy| policy.key()));
+            dirty.policies.extend(plan.policies());
+        }
+        for name in &dirty.namespaces {
+            let namespace = self.namespaces.get("", name);
+            plan.set_namespace(name, namespace.map(|n| n.metadata.labels.clone().unwrap_or_default()));
+        }
+        let mut assigned: HashMap<&ObjectKey, Vec<Ipv4Addr>> = HashMap::new();
+        for (address, key) in self.assigned.iter().filter(|(_, key)| dirty.pods.contains(*key)) {
+            assigned.entry(key).or_default().push(*address);
+        }
+        let own = self.config.dns.map(facts::dns).map(|(key, _)| key);
+        for key in dirty.pods.iter().filter(|key| Some(*key) != own.as_ref()) {
+            let pod = self.pods.by_key(key);
+            let assigned = assigned.get(key).map(Vec::as_slice).unwrap_or_default();
+            let mut facts = pod.and_then(|pod| facts::facts(&pod, &self.config.node_name, assigned));
+            if let (Some(facts), Some(range)) = (&mut facts, self.config.cluster_cidr) {
+                // A node must not claim other addresses by a pod's status.
+                facts.addresses.retain(|address| range.contains(address));
+            }
+            plan.set_pod(key, facts);
+            for address in assigned {
+                plan.assign(*address, key);
+            }
+        }
+        for key in &dirty.policies {
+            plan.set_policy(key, self.policies.by_key(key).map(|policy| parse(&policy)));
+        }
+    }
+
+    async fn apply(&mut self, dirty: &mut Dirty, since: Instant) -> io::Result<()> {
+        let Some(mut kernel) = self.kernel.take() else { return Err(io::Error::other("worker was lost")) };
+        self.plan(&mut kernel.plan, dirty);
+        let policies = std::mem::take(&mut dirty.policies);
+        *dirty = Dirty::default();
+        for key in &policies {
+            let policy = self.policies.by_key(key);
+            self.tell(&kernel.plan, key, policy.as_deref());
+        }
+        kernel.fresh.extend(self.new.iter().map(|(address, _)| *address));
+        let arrived = kernel.plan.take_arrivals();
+        let waiting = kernel.fresh.iter().copied().chain(arrived).filter(|address| {
+            let holder = kernel.plan.holder(*address);
+            holder.is_some() && self.assigned.get(address).is_none_or(|pod| Some(pod) == holder)
+        });
+        let known: BTreeSet<Ipv4Addr> = waiting.collect();
+        let (kernel, result) = tokio::task::spawn_blocking(move || {
+            let result = kernel.apply(known);
+            (kernel, result)
+        })
+        .await
+        .map_err(io::Error::other)?;
+        let fresh = kernel.fresh.clone();
+        self.kernel = Some(kernel);
+        let applied = result?;
+        for (address, done) in std::mem::take(&mut self.new) {
+            if fresh.contains(&address) {
+                // Its pod is not in the cache yet. It is asked about again when it is.
+                self.new.push((address, done));
+            } else {
+                let _ = done.send(());
+            }
+        }
+        // Those who no longer wait need no answer.
+        self.new.retain(|(_, done)| !done.is_closed());
+        self.cut |= applied.tighter;
+        if applied.changed {
+            let last = since.elapsed();
+            debug!(?last, "network policies applied");
+            let elements = self.kernel.as_ref().map_or(0, |kernel| kernel.plan.len());
+            self.stats.send_modify(|s| *s = PolicyStats { transactions: s.transactions + 1, last, elements });
+        }
+        Ok(())
+    }
+
+    /// Tells which parts of a policy have no effect, and why.
+    fn tell(&mut self, plan: &Plan, key: &ObjectKey, policy: Option<&NetworkPolicy>) {
+        let Some(policy) = policy else {
+            self.told.remove(key);
+            return;
+        };
+        let problems = parse(policy).problems;
+        let (reason, message) = if problems.is_empty() {
+            let unknown: Vec<String> = plan.unknown_ports(key).into_iter().collect();
+            if unknown.is_empty() {
+                self.told.remove(key);
+                return;
+            }
+            let names = unknown.join(", ");
+            (
+                "UnknownPortName",
+                format!(
+                    "no selected pod of node {} has a port named {names}: that part allows nothing",
+                    self.config.node_name
+                ),
+            )
+        } else {
+            (
+                "InvalidNetworkPolicy",
+                format!("{}: that part allows nothing, the selected pods are isolated", problems.join("; ")),
+            )
+        };
+        if self.told.get(key) != Some(&message) {
+            warn!(policy = %key, "{message}");
+            self.config.recorder.warning(involved(policy), reason, &*message);
+            self.told.insert(key.clone(), message);
+        }
+    }
+
+    /// Cuts open connections that are not allowed.
+    async fn cut(&mut self) {
+        self.cut = false;
+        let Some(kernel) = self.kernel.take() else { return };
+        let left = std::mem::take(&mut self.left);
+        let done = tokio::task::spawn_blocking(move || {
+            let result = cut::cut(&kernel.plan, &left);
+            (kernel, result)
+        });
+        match done.await {
+            Ok((kernel, result)) => {
+                self.kernel = Some(kernel);
+                match result {
+                    Ok(0) => {}
+                    Ok(cut) => debug!(cut, "connections that policies no longer allow were cut"),
+                    Err(error) => warn!(%error, "connections that policies no longer allow may go on"),
+                }
+            }
+            Err(error) => warn!(%error, "cut connections"),
+        }
+    }
+}
+
+struct Applied {
+    changed: bool,
+    /// Less may be allowed than before.
+    tighter: bool,
+}
+
+impl Kernel {
+    /// Applies the plan. `known`: addresses of pods of this node that are known now, which may be closed.
+    fn apply(&mut self, known: BTreeSet<Ipv4Addr>) -> io::Result<Applied> {
+        let mut batch = Batch::new(&self.table);
+        let rebuild = self.broken;
+        if rebuild {
+            match self.nft.keys(&self.table, FRESH) {
+                Ok(keys) => {
+                    let keys = keys.iter().filter_map(|key| <[u8; 4]>::try_from(key.as_slice()).ok());
+                    self.fresh.extend(keys.map(Ipv4Addr::from));
+                }
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+            rules::skeleton(&mut batch);
+        }
+        let delta = if rebuild { self.plan.take_all() } else { self.plan.take_delta() };
+        rules::change(&mut batch, &delta);
+        for address in &known {
+            self.fresh.remove(address);
+            if !rebuild {
+                // The kernel removes what is there only.
+                batch.add(FRESH, &rules::fresh(*address));
+                batch.remove(FRESH, &rules::fresh(*address));
+            }
+        }
+        if rebuild {
+            for address in &self.fresh {
+                batch.add(FRESH, &rules::fresh(*address));
+            }
+        }
+        if batch.is_empty() {
+            return Ok(Applied { changed: false, tighter: false });
+        }
+        let done = self.nft.commit(batch);
+        self.broken = done.is_err();
+        if done.is_err() {
+            self.fresh.extend(&known);
+            done?;
+        }
+        Ok(Applied { changed: true, tighter: is_tighter(&delta, rebuild, &known) })
+    }
+}
+
+/// Returns true if connections may be open that are no longer allowed. Pods that have just begun have none.
+fn is_tighter(delta: &Delta, rebuild: bool, began: &BTreeSet<Ipv4Addr>) -> bool {
+    let isolates = |key: &Key| match key {
+        Key::Ingress(address) | Key::Egress(address) => !began.contains(address),
+        _ => false,
+    };
+    rebuild || !delta.remove.is_empty() || delta.add.iter().any(|(key, _)| isolates(key))
+}
