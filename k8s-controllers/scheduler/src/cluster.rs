@@ -13,6 +13,9 @@ use k8s_core::{
 
 use crate::{
     NodeInfo, PodInfo,
+    columns::Columns,
+    journal::Journal,
+    node_info::Flags,
     tally::{Counts, Tallies},
     volumes::Lists,
 };
@@ -45,6 +48,42 @@ pub struct Cluster {
     images: HashMap<String, usize>,
     /// Number of nodes with a zone.
     zoned: usize,
+    flagged: Flagged,
+    columns: Columns,
+    journal: Journal,
+    identity: Identity,
+}
+
+/// Numbers of nodes by their flags.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flagged {
+    pub(crate) cordoned: usize,
+    pub(crate) hard_taints: usize,
+    pub(crate) soft_taints: usize,
+}
+
+impl Flagged {
+    fn add(&mut self, flags: Flags) {
+        self.cordoned += usize::from(flags.cordoned);
+        self.hard_taints += usize::from(flags.hard_taints);
+        self.soft_taints += usize::from(flags.soft_taints);
+    }
+
+    fn subtract(&mut self, flags: Flags) {
+        self.cordoned -= usize::from(flags.cordoned);
+        self.hard_taints -= usize::from(flags.hard_taints);
+        self.soft_taints -= usize::from(flags.soft_taints);
+    }
+}
+
+/// Tells one cluster from another.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Identity(Arc<()>);
+
+impl Identity {
+    pub(crate) fn is_of(&self, cluster: &Cluster) -> bool {
+        Arc::ptr_eq(&self.0, &cluster.identity.0)
+    }
 }
 
 impl std::fmt::Debug for Cluster {
@@ -71,6 +110,38 @@ impl Cluster {
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&NodeInfo> {
         self.by_name.get(name).map(|at| &self.nodes[*at])
+    }
+
+    /// Returns the index of a node.
+    pub(crate) fn slot(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Returns the resources of all nodes.
+    pub(crate) fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    /// Returns the changes of nodes.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Returns the numbers of cordoned and tainted nodes.
+    pub(crate) fn flagged(&self) -> Flagged {
+        self.flagged
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    /// Takes in that a node was changed.
+    fn changed(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.slot = at;
+        self.columns.set(at, node);
+        self.journal.note(at);
     }
 
     /// Returns true if any placed pod has affinity or anti-affinity terms.
@@ -113,6 +184,7 @@ impl Cluster {
             Some(at) => {
                 let same = images(&self.nodes[at].node) == images(&node);
                 self.zoned -= usize::from(self.nodes[at].label(ZONE).is_some());
+                self.flagged.subtract(self.nodes[at].flags);
                 if !same {
                     self.count_images(at, false);
                 }
@@ -120,6 +192,8 @@ impl Cluster {
                 if !same {
                     self.count_images(at, true);
                 }
+                self.flagged.add(self.nodes[at].flags);
+                self.changed(at);
             }
             None => {
                 let mut info = NodeInfo::new(node);
@@ -130,8 +204,10 @@ impl Cluster {
                 self.with_affinity += info.with_affinity;
                 let at = self.nodes.len();
                 self.by_name.insert(name, at);
+                self.flagged.add(info.flags);
                 self.nodes.push(info);
                 self.count_images(at, true);
+                self.changed(at);
             }
         }
         self.zoned += usize::from(zoned);
@@ -159,8 +235,12 @@ impl Cluster {
         let info = self.nodes.swap_remove(at);
         self.with_affinity -= info.with_affinity;
         self.zoned -= usize::from(info.label(ZONE).is_some());
+        self.flagged.subtract(info.flags);
+        self.columns.swap_remove(at);
+        self.journal.note(at);
         if let Some(moved) = self.nodes.get(at) {
             self.by_name.insert(moved.name().to_owned(), at);
+            self.changed(at);
         }
         for pod in &info.pods {
             self.tallies.moved(pod, name, -1);
@@ -175,13 +255,14 @@ impl Cluster {
         self.nominate(&pod, None);
         let placed = Placed { node: node.to_owned(), assumed, info: pod.clone() };
         self.pods.insert(pod.uid().to_owned(), placed);
-        match self.by_name.get(node) {
+        match self.slot(node) {
             Some(at) => {
                 self.tallies.moved(&pod, node, 1);
-                let info = &mut self.nodes[*at];
+                let info = &mut self.nodes[at];
                 let before = info.with_affinity;
                 info.add(pod);
                 self.with_affinity = self.with_affinity + info.with_affinity - before;
+                self.changed(at);
             }
             None => self.elsewhere.entry(node.to_owned()).or_default().push(pod),
         }
@@ -216,13 +297,14 @@ impl Cluster {
     /// Removes a pod that was deleted or has ended, and returns it.
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let placed = self.pods.remove(uid)?;
-        match self.by_name.get(&placed.node) {
+        match self.slot(&placed.node) {
             Some(at) => {
                 self.tallies.moved(&placed.info, &placed.node, -1);
-                let info = &mut self.nodes[*at];
+                let info = &mut self.nodes[at];
                 let before = info.with_affinity;
                 info.remove(uid);
                 self.with_affinity = self.with_affinity + info.with_affinity - before;
+                self.changed(at);
             }
             None => {
                 if let Some(pods) = self.elsewhere.get_mut(&placed.node) {
@@ -266,6 +348,16 @@ impl Cluster {
             return &[];
         }
         self.nominated.get(node).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns true if a pod waits for room on a node.
+    pub(crate) fn has_nominated(&self) -> bool {
+        !self.nominated.is_empty()
+    }
+
+    /// Returns the nodes on which pods wait for room, in no order.
+    pub(crate) fn with_nominated(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.nominated.keys().filter_map(|name| self.node(name))
     }
 
     /// Returns the sorted uids of all confirmed pods.

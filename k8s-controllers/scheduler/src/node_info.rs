@@ -31,7 +31,14 @@ pub struct NodeInfo {
     pub(crate) images: HashMap<String, i64>,
     /// Number of pods with affinity or anti-affinity terms.
     pub(crate) with_affinity: usize,
+    /// The lowest priority of a pod; `i32::MAX` without pods.
+    pub(crate) lowest: i32,
+    /// Index in the cluster, also of a copy with other pods; [`NOWHERE`] if it is in none.
+    pub(crate) slot: usize,
 }
+
+/// The index of a node that is in no cluster.
+pub(crate) const NOWHERE: usize = usize::MAX;
 
 /// Facts about a Node object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,6 +78,8 @@ impl NodeInfo {
             flags: Flags::default(),
             images: HashMap::new(),
             with_affinity: 0,
+            lowest: i32::MAX,
+            slot: NOWHERE,
         };
         info.read(&node);
         info.read_images(&node);
@@ -87,6 +96,8 @@ impl NodeInfo {
         }
         self.read(&node);
         self.node = node;
+        // A copy with other labels is another node.
+        self.slot = NOWHERE;
     }
 
     fn read_images(&mut self, node: &Node) {
@@ -139,6 +150,7 @@ impl NodeInfo {
         self.counted.1 = self.counted.1.saturating_add(pod.counted.1);
         self.host_ports.extend(pod.host_ports.iter().cloned());
         self.with_affinity += usize::from(is_social(&pod));
+        self.lowest = self.lowest.min(pod.priority);
         self.pods.push(pod);
     }
 
@@ -155,6 +167,9 @@ impl NodeInfo {
             }
         }
         self.with_affinity -= usize::from(is_social(&pod));
+        if pod.priority == self.lowest {
+            self.lowest = self.pods.iter().map(|p| p.priority).min().unwrap_or(i32::MAX);
+        }
         true
     }
 }

@@ -1,6 +1,6 @@
 //! The search for victims: trials on copies of nodes.
 
-use std::sync::Arc;
+use std::{cell::OnceCell, sync::Arc};
 
 use super::{Asked, Profile};
 use crate::{Cluster, Cycle, NodeInfo, PodInfo, Search};
@@ -11,7 +11,8 @@ pub(super) struct Trial<'a> {
     cx: Cycle<'a>,
     asked: Asked,
     pod: &'a PodInfo,
-    resolvable: &'a [String],
+    resolvable: &'a [u32],
+    names: OnceCell<Vec<String>>,
     node: Option<NodeInfo>,
     /// Pods that the copy lacks.
     away: Vec<Arc<PodInfo>>,
@@ -23,9 +24,10 @@ impl<'a> Trial<'a> {
         cx: Cycle<'a>,
         asked: Asked,
         pod: &'a PodInfo,
-        resolvable: &'a [String],
+        resolvable: &'a [u32],
     ) -> Self {
-        Trial { profile, cx, asked, pod, resolvable, node: None, away: Vec::new() }
+        let (names, node, away) = (OnceCell::new(), None, Vec::new());
+        Trial { profile, cx, asked, pod, resolvable, names, node, away }
     }
 
     fn moved(&mut self, other: &PodInfo, by: i64) {
@@ -53,7 +55,10 @@ impl Search for Trial<'_> {
     }
 
     fn resolvable(&self) -> &[String] {
-        self.resolvable
+        self.names.get_or_init(|| {
+            let nodes = self.resolvable.iter().filter_map(|at| self.cx.cluster().nodes().get(*at as usize));
+            nodes.map(|node| node.name().to_owned()).collect()
+        })
     }
 
     fn visit(&mut self, node: &str) -> bool {

@@ -30,8 +30,8 @@ impl Scheduler {
         };
         let shared = &self.profiles[at];
         let (extenders, cluster) = (&self.extenders, &self.cluster);
-        let (start, rng) = (&mut self.start_at, &mut self.rng);
-        match extender::decide(&shared.profile, extenders, cluster, &pod, start, rng, &mut ()).await {
+        let (kept, rng) = (&mut self.kept[at], &mut self.rng);
+        match extender::decide(&shared.profile, extenders, cluster, &pod, kept, rng, &mut ()).await {
             Ok(Decision::Fits(fit)) => {
                 debug!(pod = %pod.key, node = fit.node, evaluated = fit.evaluated, feasible = fit.feasible, "placed");
                 self.failures.remove(pod.uid());
