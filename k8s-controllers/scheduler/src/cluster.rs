@@ -2,21 +2,22 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_core::{
     api::api::core::v1::{Namespace, Node},
     cache::Cache,
-    meta::{LabelSelector, ObjectExt},
+    meta::ObjectExt,
 };
 
 use crate::{
     NodeInfo, PodInfo,
     columns::Columns,
+    index::{Domains, Index, Kind, Question},
     journal::Journal,
     node_info::Flags,
-    tally::{Counts, Tallies},
+    terms::AffinityTerm,
     volumes::Lists,
 };
 
@@ -42,7 +43,7 @@ pub struct Cluster {
     nominated: HashMap<String, Vec<Arc<PodInfo>>>,
     namespaces: Option<Cache<Namespace>>,
     lists: Option<Lists>,
-    tallies: Tallies,
+    index: Mutex<Index>,
     with_affinity: usize,
     /// Number of nodes that have each image.
     images: HashMap<String, usize>,
@@ -169,11 +170,57 @@ impl Cluster {
         namespace.and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
     }
 
-    /// Returns the number of pods per node that a selector selects in a namespace, without those being
-    /// deleted.
-    pub(crate) fn selected(&self, namespace: &str, selector: &LabelSelector) -> Arc<Counts> {
-        let all = self.nodes.iter().flat_map(|node| node.pods.iter().map(|pod| (node.name(), pod)));
-        self.tallies.of(namespace, selector, all)
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the question of placed pods that all terms select. `None`: they select no pod.
+    pub(crate) fn question<'t>(&self, terms: impl IntoIterator<Item = &'t AffinityTerm>) -> Option<Question> {
+        self.index().question(terms, |selector, namespace| {
+            let namespace = self.namespaces.as_ref().and_then(|n| n.get("", namespace));
+            selector.matches(namespace.as_ref().and_then(|n| n.metadata.labels.as_ref()))
+        })
+    }
+
+    /// Returns the number of pods by the domain of a topology key; `None` counts none.
+    pub(crate) fn by_domain(&self, question: Option<&Question>, key: &str) -> Domains {
+        match question {
+            Some(question) => self.index().by_domain(&self.nodes, question, key),
+            None => self.index().domains(&self.nodes, key),
+        }
+    }
+
+    /// Returns the number of pods by node.
+    pub(crate) fn by_node(&self, question: &Question) -> Arc<Vec<i32>> {
+        self.index().by_node(&self.nodes, question)
+    }
+
+    /// Returns the numbers of placed pods with terms that select a pod, by topology key and domain: each pod
+    /// counts what `weight` says for its term.
+    pub(crate) fn selecting(
+        &self,
+        pod: &PodInfo,
+        weight: impl Fn(Kind) -> i64,
+        selects: impl Fn(&AffinityTerm) -> bool,
+    ) -> Vec<(String, Domains)> {
+        let index = self.index();
+        let mut found: Vec<(String, Domains)> = Vec::new();
+        for counted in index.terms_for(pod) {
+            let weight = weight(counted.kind);
+            if weight == 0 || counted.by_domain.is_empty() || !selects(counted.term) {
+                continue;
+            }
+            let key = &counted.term.topology_key;
+            let at = found.iter().position(|(known, _)| known == key).unwrap_or_else(|| {
+                found.push((key.clone(), index.domains(&self.nodes, key)));
+                found.len() - 1
+            });
+            let domains = &mut found[at].1;
+            for (domain, pods) in counted.by_domain {
+                domains.add_in(*domain, weight * pods);
+            }
+        }
+        found
     }
 
     /// Adds or updates a node.
@@ -193,20 +240,22 @@ impl Cluster {
                     self.count_images(at, true);
                 }
                 self.flagged.add(self.nodes[at].flags);
+                self.index.get_mut().unwrap_or_else(PoisonError::into_inner).set_node(&self.nodes, at);
                 self.changed(at);
             }
             None => {
-                let mut info = NodeInfo::new(node);
-                for pod in self.elsewhere.remove(&name).unwrap_or_default() {
-                    self.tallies.moved(&pod, &name, 1);
-                    info.add(pod);
-                }
-                self.with_affinity += info.with_affinity;
                 let at = self.nodes.len();
-                self.by_name.insert(name, at);
-                self.flagged.add(info.flags);
-                self.nodes.push(info);
+                self.by_name.insert(name.clone(), at);
+                self.nodes.push(NodeInfo::new(node));
+                self.flagged.add(self.nodes[at].flags);
                 self.count_images(at, true);
+                let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+                index.set_node(&self.nodes, at);
+                for pod in self.elsewhere.remove(&name).unwrap_or_default() {
+                    index.moved(&self.nodes, &pod, at, 1);
+                    self.nodes[at].add(pod);
+                }
+                self.with_affinity += self.nodes[at].with_affinity;
                 self.changed(at);
             }
         }
@@ -232,6 +281,11 @@ impl Cluster {
     pub fn remove_node(&mut self, name: &str) {
         let Some(at) = self.by_name.remove(name) else { return };
         self.count_images(at, false);
+        let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for pod in &self.nodes[at].pods {
+            index.moved(&self.nodes, pod, at, -1);
+        }
+        index.swap_remove(at, self.nodes.len() - 1);
         let info = self.nodes.swap_remove(at);
         self.with_affinity -= info.with_affinity;
         self.zoned -= usize::from(info.label(ZONE).is_some());
@@ -241,9 +295,6 @@ impl Cluster {
         if let Some(moved) = self.nodes.get(at) {
             self.by_name.insert(moved.name().to_owned(), at);
             self.changed(at);
-        }
-        for pod in &info.pods {
-            self.tallies.moved(pod, name, -1);
         }
         if !info.pods.is_empty() {
             self.elsewhere.insert(name.to_owned(), info.pods);
@@ -257,7 +308,8 @@ impl Cluster {
         self.pods.insert(pod.uid().to_owned(), placed);
         match self.slot(node) {
             Some(at) => {
-                self.tallies.moved(&pod, node, 1);
+                let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+                index.moved(&self.nodes, &pod, at, 1);
                 let info = &mut self.nodes[at];
                 let before = info.with_affinity;
                 info.add(pod);
@@ -299,7 +351,8 @@ impl Cluster {
         let placed = self.pods.remove(uid)?;
         match self.slot(&placed.node) {
             Some(at) => {
-                self.tallies.moved(&placed.info, &placed.node, -1);
+                let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+                index.moved(&self.nodes, &placed.info, at, -1);
                 let info = &mut self.nodes[at];
                 let before = info.with_affinity;
                 info.remove(uid);

@@ -42,6 +42,7 @@ mod event;
 mod extender;
 mod extension;
 mod failures;
+mod index;
 mod journal;
 mod many;
 mod metrics;
@@ -52,7 +53,6 @@ mod points;
 mod queue;
 mod reject;
 mod resources;
-mod tally;
 mod terms;
 mod volumes;
 

@@ -149,7 +149,7 @@ impl NodeInfo {
         self.counted.0 = self.counted.0.saturating_add(pod.counted.0);
         self.counted.1 = self.counted.1.saturating_add(pod.counted.1);
         self.host_ports.extend(pod.host_ports.iter().cloned());
-        self.with_affinity += usize::from(is_social(&pod));
+        self.with_affinity += usize::from(pod.has_terms());
         self.lowest = self.lowest.min(pod.priority);
         self.pods.push(pod);
     }
@@ -166,7 +166,7 @@ impl NodeInfo {
                 self.host_ports.swap_remove(at);
             }
         }
-        self.with_affinity -= usize::from(is_social(&pod));
+        self.with_affinity -= usize::from(pod.has_terms());
         if pod.priority == self.lowest {
             self.lowest = self.pods.iter().map(|p| p.priority).min().unwrap_or(i32::MAX);
         }
@@ -178,8 +178,4 @@ impl NodeInfo {
 pub(crate) fn normalized(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
-}
-
-fn is_social(pod: &PodInfo) -> bool {
-    !pod.anti_affinity.is_empty() || !pod.preferred_pods.is_empty() || !pod.affinity.is_empty()
 }
