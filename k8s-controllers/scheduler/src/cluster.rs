@@ -139,10 +139,10 @@ impl Cluster {
 
     /// Takes in that a node was changed.
     fn changed(&mut self, at: usize) {
-        let node = &mut self.nodes[at];
-        node.slot = at;
-        self.columns.set(at, node);
         self.journal.note(at);
+        let node = &mut self.nodes[at];
+        (node.slot, node.version) = (at, self.journal.now());
+        self.columns.set(at, node);
     }
 
     /// Returns true if any placed pod has affinity or anti-affinity terms.

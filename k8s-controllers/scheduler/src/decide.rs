@@ -12,13 +12,14 @@ mod memo;
 mod refusals;
 mod scoring;
 mod trial;
+mod trials;
 
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 
 pub(crate) use self::{feasible::Feasible, filtering::Filtering};
-use self::{filtering::Sum, memo::Memos, trial::Trial};
+use self::{filtering::Sum, memo::Memos, trial::Trial, trials::Trials};
 use crate::{Cluster, Cycle, NodeInfo, Nomination, PodInfo, Points, Reject, WakeOn};
 
 /// Limit of a profile's plugins: a refusal names them by one bit each.
@@ -65,6 +66,7 @@ pub(crate) struct Kept {
     /// Index of the node at which the next search begins that does not examine all.
     start: usize,
     memos: Memos,
+    trials: Trials,
 }
 
 /// A node for a pod.
@@ -310,13 +312,20 @@ impl Profile {
         self.rows.iter().enumerate().filter(move |(at, _)| refused_by & (1 << at) != 0).map(|(_, row)| row)
     }
 
-    /// Asks the plugins to make room; the first that does something decides.
-    pub(crate) fn post_filter(&self, cluster: &Cluster, pod: &PodInfo, why: &Unschedulable) -> Nomination {
+    /// Asks the plugins to make room; the first that does something decides. `kept` must be of this profile.
+    pub(crate) fn post_filter(
+        &self,
+        cluster: &Cluster,
+        pod: &PodInfo,
+        why: &Unschedulable,
+        kept: &mut Kept,
+    ) -> Nomination {
         let mut reasons: Vec<String> = Vec::new();
         let mut cx = Cycle::new(cluster);
         let asked = self.pre_filter(&mut cx, pod, &mut ()).map(|(asked, _)| asked).unwrap_or_default();
         let resolvable = if asked.is_empty() { &[] } else { why.resolvable.as_slice() };
-        let mut trial = Trial::new(self, cx, asked, pod, resolvable);
+        let known = kept.trials.known(self, cluster, pod, &asked);
+        let mut trial = Trial::new(self, cx, asked, pod, resolvable, known);
         for plugin in self.rows.iter().filter_map(|row| row.post_filter.as_ref()) {
             match plugin.post_filter(&mut trial) {
                 Nomination::No(reason) => reasons.extend(Some(reason).filter(|r| !r.is_empty())),

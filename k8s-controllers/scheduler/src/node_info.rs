@@ -28,13 +28,15 @@ pub struct NodeInfo {
     /// Facts about the Node object that every decision asks for.
     pub(crate) flags: Flags,
     /// Sizes of the node's images in bytes, by normalized name.
-    pub(crate) images: HashMap<String, i64>,
+    pub(crate) images: Arc<HashMap<String, i64>>,
     /// Number of pods with affinity or anti-affinity terms.
     pub(crate) with_affinity: usize,
     /// The lowest priority of a pod; `i32::MAX` without pods.
     pub(crate) lowest: i32,
     /// Index in the cluster, also of a copy with other pods; [`NOWHERE`] if it is in none.
     pub(crate) slot: usize,
+    /// Number of the cluster's changes until the last one of this node.
+    pub(crate) version: u64,
 }
 
 /// The index of a node that is in no cluster.
@@ -76,10 +78,11 @@ impl NodeInfo {
             pods: Vec::new(),
             host_ports: Vec::new(),
             flags: Flags::default(),
-            images: HashMap::new(),
+            images: Arc::default(),
             with_affinity: 0,
             lowest: i32::MAX,
             slot: NOWHERE,
+            version: 0,
         };
         info.read(&node);
         info.read_images(&node);
@@ -101,12 +104,13 @@ impl NodeInfo {
     }
 
     fn read_images(&mut self, node: &Node) {
-        self.images.clear();
+        let mut images = HashMap::new();
         for image in node.status.iter().flat_map(|s| s.images.iter().flatten()) {
             for name in image.names.iter().flatten() {
-                self.images.insert(normalized(name), image.size_bytes.unwrap_or(0));
+                images.insert(normalized(name), image.size_bytes.unwrap_or(0));
             }
         }
+        self.images = Arc::new(images);
     }
 
     fn read(&mut self, node: &Node) {

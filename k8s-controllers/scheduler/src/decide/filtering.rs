@@ -196,13 +196,13 @@ impl<'a> Filtering<'a> {
         let refused = &self.refused;
         let mut own = refused.nodes.clone();
         own.sort_by_key(|(slot, _)| *slot);
-        let own = own.into_iter().filter_map(|(slot, n)| Some((slot, refused.refusals.get(n)?)));
-        let mut all: Vec<(u32, &(usize, Reject))> = own.collect();
+        let named = own.iter().filter_map(|(slot, n)| Some((*slot, refused.refusals.get(*n)?)));
+        let mut all: Vec<(u32, &(usize, Reject))> = named.collect();
         if let Some((verdicts, refusals)) = self.memo.map(Memo::refused) {
             // A node that is refused for its nominated pods may be in the memo too.
-            let own: Vec<u32> = all.iter().map(|(slot, _)| *slot).collect();
-            let kept =
-                (0u32..).zip(verdicts).filter(|(slot, v)| **v != 0 && own.binary_search(slot).is_err());
+            let is_own =
+                |slot: u32| !own.is_empty() && own.binary_search_by_key(&slot, |(own, _)| *own).is_ok();
+            let kept = (0u32..).zip(verdicts).filter(|(slot, verdict)| **verdict != 0 && !is_own(*slot));
             all.extend(kept.filter_map(|(slot, verdict)| Some((slot, refusals.get(*verdict)?))));
             all.sort_by_key(|(slot, _)| *slot);
         }

@@ -29,7 +29,7 @@ pub(crate) struct Memos {
 
 /// What kept plugins read of a pod.
 #[derive(Debug)]
-struct Template {
+pub(super) struct Template {
     pod: Arc<Pod>,
     requests: Resources,
     counted: (i64, i64),
@@ -41,7 +41,7 @@ fn node_affinity(spec: &PodSpec) -> Option<&NodeAffinity> {
 }
 
 impl Template {
-    fn of(pod: &PodInfo) -> Self {
+    pub(super) fn of(pod: &PodInfo) -> Self {
         Template {
             pod: pod.pod.clone(),
             requests: pod.requests.clone(),
@@ -50,7 +50,7 @@ impl Template {
         }
     }
 
-    fn is_of(&self, pod: &PodInfo, reads_all: bool) -> bool {
+    pub(super) fn is_of(&self, pod: &PodInfo, reads_all: bool) -> bool {
         if self.counted != pod.counted || self.requests != pod.requests || self.host_ports != pod.host_ports {
             return false;
         }
@@ -112,7 +112,7 @@ impl Memos {
         }
         self.asked += 1;
         let kept = |at: &usize| profile.rows[*at].per_node.is_some();
-        let reads_all = profile.rows.iter().any(|r| r.per_node.as_ref().is_some_and(|p| p.reads_all()));
+        let reads_all = profile.reads_all();
         let is_it = |memo: &Memo| {
             memo.filters.iter().eq(asked.iter().filter(|at| kept(at))) && memo.template.is_of(pod, reads_all)
         };
@@ -138,6 +138,13 @@ impl Memos {
         memo.asked = self.asked;
         memo.sync(profile, cx, pod);
         memo
+    }
+}
+
+impl Profile {
+    /// Returns true if a plugin whose results are kept may read everything of a pod.
+    pub(super) fn reads_all(&self) -> bool {
+        self.rows.iter().any(|row| row.per_node.as_ref().is_some_and(|plugin| plugin.reads_all()))
     }
 }
 

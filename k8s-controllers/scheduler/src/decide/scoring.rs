@@ -135,9 +135,34 @@ impl<'a, T: Trace> Scoring<'_, 'a, T> {
 
 /// Returns the index of the largest value; one of several by chance.
 fn highest(values: &[i64], rng: &mut StdRng) -> usize {
-    let most = values.iter().copied().max().unwrap_or(NOT);
-    let ties = values.iter().filter(|value| **value == most).count();
+    let (mut most, mut ties) = (NOT, 0);
+    for value in values {
+        if *value > most {
+            (most, ties) = (*value, 1);
+        } else {
+            ties += usize::from(*value == most);
+        }
+    }
     let chosen = if ties > 1 { rng.random_range(0..ties) } else { 0 };
     let mut tied = values.iter().enumerate().filter(|(_, value)| **value == most);
     tied.nth(chosen).map_or(0, |(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::*;
+
+    #[test]
+    fn the_highest_is_chosen_and_equal_ones_by_chance() {
+        let mut rng = StdRng::seed_from_u64(1);
+        assert_eq!((highest(&[3], &mut rng), highest(&[NOT, -5, NOT], &mut rng)), (0, 1));
+        let mut counts = [0; 5];
+        for _ in 0..3000 {
+            counts[highest(&[7, 9, NOT, 9, 9], &mut rng)] += 1;
+        }
+        assert_eq!((counts[0], counts[2]), (0, 0));
+        assert!([1, 3, 4].iter().all(|at| (900..1100).contains(&counts[*at])), "{counts:?}");
+    }
 }

@@ -85,7 +85,7 @@ fn place(cluster: &mut Cluster, pod: Pod) -> Result<String, String> {
 
 /// Returns the outcome of the post-filters without extenders.
 fn nomination(profile: &Profile, cluster: &Cluster, pod: &PodInfo, why: &Unschedulable) -> Nomination {
-    match profile.post_filter(cluster, pod, why) {
+    match profile.post_filter(cluster, pod, why, &mut Kept::default()) {
         Nomination::Candidates(all) => plugins::preemption::cheapest(all).unwrap(),
         other => other,
     }

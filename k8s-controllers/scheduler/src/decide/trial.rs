@@ -2,8 +2,8 @@
 
 use std::{cell::OnceCell, sync::Arc};
 
-use super::{Asked, Profile};
-use crate::{Cluster, Cycle, NodeInfo, PodInfo, Search};
+use super::{Asked, Profile, trials::Known};
+use crate::{Candidate, Cluster, Cycle, NodeInfo, PodInfo, Search};
 
 /// A search for victims. The state of the cycle is kept equal to the copy of the node.
 pub(super) struct Trial<'a> {
@@ -16,6 +16,8 @@ pub(super) struct Trial<'a> {
     node: Option<NodeInfo>,
     /// Pods that the copy lacks.
     away: Vec<Arc<PodInfo>>,
+    /// Outcomes of earlier trials, if they depend on the node alone.
+    known: Option<&'a mut Known>,
 }
 
 impl<'a> Trial<'a> {
@@ -25,9 +27,10 @@ impl<'a> Trial<'a> {
         asked: Asked,
         pod: &'a PodInfo,
         resolvable: &'a [u32],
+        known: Option<&'a mut Known>,
     ) -> Self {
         let (names, node, away) = (OnceCell::new(), None, Vec::new());
-        Trial { profile, cx, asked, pod, resolvable, names, node, away }
+        Trial { profile, cx, asked, pod, resolvable, names, node, away, known }
     }
 
     fn moved(&mut self, other: &PodInfo, by: i64) {
@@ -59,6 +62,20 @@ impl Search for Trial<'_> {
             let nodes = self.resolvable.iter().filter_map(|at| self.cx.cluster().nodes().get(*at as usize));
             nodes.map(|node| node.name().to_owned()).collect()
         })
+    }
+
+    fn resolvable_at(&self) -> Vec<usize> {
+        self.resolvable.iter().map(|at| *at as usize).collect()
+    }
+
+    fn recall(&self, at: usize) -> Option<Option<Candidate>> {
+        self.known.as_ref()?.get(self.cx.cluster(), at).cloned()
+    }
+
+    fn remember(&mut self, at: usize, outcome: &Option<Candidate>) {
+        if let Some(known) = &mut self.known {
+            known.set(self.cx.cluster(), at, outcome.clone());
+        }
     }
 
     fn visit(&mut self, node: &str) -> bool {

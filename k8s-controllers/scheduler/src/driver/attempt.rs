@@ -128,7 +128,7 @@ impl Scheduler {
         let shared = &self.profiles[at];
         let (reason, mut message) = (Reason::Unschedulable, why.message.clone());
         let refusal = Refusal { by: why.refused_by, wakes_on: why.wakes_on };
-        let mut nomination = shared.profile.post_filter(&self.cluster, &pod, &why);
+        let mut nomination = shared.profile.post_filter(&self.cluster, &pod, &why, &mut self.kept[at]);
         if let Nomination::Candidates(candidates) = nomination {
             nomination = self.extenders.preempt(&self.cluster, &pod, candidates).await;
         }

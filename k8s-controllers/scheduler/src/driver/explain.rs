@@ -244,7 +244,7 @@ impl Builder {
             }
             Ok(Decision::Nowhere(why)) => {
                 explanation.message.clone_from(&why.message);
-                let mut nomination = profile.post_filter(cluster, &info, &why);
+                let mut nomination = profile.post_filter(cluster, &info, &why, kept);
                 if let Nomination::Candidates(candidates) = nomination {
                     nomination = extenders.preempt(cluster, &info, candidates).await;
                 }

@@ -86,7 +86,7 @@ impl Planner {
             Decision::Fits(fit) => return Plan::Node(fit.node),
             Decision::Nowhere(why) => why,
         };
-        match profile.post_filter(cluster, pod, &why) {
+        match profile.post_filter(cluster, pod, &why, kept) {
             Nomination::Candidates(all) => match plugins::preemption::cheapest(all) {
                 Some(Nomination::Preempt { node, victims }) => Plan::Preempt { node, victims },
                 _ => Plan::Nowhere(why.message),

@@ -10,7 +10,7 @@ use k8s_core::{
     meta::{LabelSelector, ObjectExt},
 };
 
-use super::{node::is_tainted, replace};
+use super::{limits, node::is_tainted, replace};
 use crate::{
     Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, NormalizeScore, Plugin, PodInfo, Points,
     PreFilter, PreScore, Reject, Score, WakeOn,
@@ -294,26 +294,24 @@ impl Wishes {
     }
 
     fn normalize(&self, slots: impl Iterator<Item = usize> + Clone, scores: &mut [i64]) {
-        let any_ignored = self.strict && slots.clone().any(|slot| self.ignores(slot));
-        let ignored = |slot: usize| any_ignored && self.ignores(slot);
+        if !self.strict {
+            let (least, most) = limits(scores);
+            return replace(scores, (least, most), |score| match most {
+                0 => 100,
+                most => 100 * (most + least - score) / most,
+            });
+        }
+        let ignored = |slot: usize| self.ignores(slot);
         let counted =
             || scores.iter().zip(slots.clone()).filter(|(_, slot)| !ignored(*slot)).map(|(s, _)| *s);
         let (least, most) = (counted().min().unwrap_or(0), counted().max().unwrap_or(0));
-        if any_ignored {
-            for (score, slot) in scores.iter_mut().zip(slots) {
-                *score = match (ignored(slot), most) {
-                    (true, _) => 0,
-                    (false, 0) => 100,
-                    (false, most) => 100 * (most + least - *score) / most,
-                };
-            }
-            return;
+        for (score, slot) in scores.iter_mut().zip(slots) {
+            *score = match (ignored(slot), most) {
+                (true, _) => 0,
+                (false, 0) => 100,
+                (false, most) => 100 * (most + least - *score) / most,
+            };
         }
-        replace(
-            scores,
-            (least, most),
-            |score| if most == 0 { 100 } else { 100 * (most + least - score) / most },
-        );
     }
 }
 
@@ -343,7 +341,7 @@ impl PodTopologySpread {
                 by_node: host.then(|| question.map(|q| cluster.by_node(&q)).unwrap_or_default()),
             }
         });
-        let wishes = Wishes { all: all.collect(), strict };
+        let wishes = Wishes { all: all.collect(), strict: strict && !everywhere };
         cx.put(wishes);
         true
     }

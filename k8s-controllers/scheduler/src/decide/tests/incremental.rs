@@ -410,7 +410,7 @@ proptest! {
                                 let Decision::Nowhere(fresh) = fresh else { panic!("{fresh:?}") };
                                 prop_assert_eq!(&why.message, &fresh.message);
                                 prop_assert_eq!((why.refused_by, &why.resolvable), (fresh.refused_by, &fresh.resolvable));
-                                let (one, other) = (profile.post_filter(&cluster, &pod, &why), profile.post_filter(&anew, &pod, &fresh));
+                                let (one, other) = (profile.post_filter(&cluster, &pod, &why, &mut kept), profile.post_filter(&anew, &pod, &fresh, &mut Kept::default()));
                                 prop_assert_eq!(told(one), told(other));
                             }
                         }

@@ -89,7 +89,9 @@ fn decide(name: &str) -> (Decision, Vec<&'static str>) {
     let decision =
         profile.decide(&cluster, &info, &mut Kept::default(), &mut StdRng::seed_from_u64(1), &mut ());
     if let Decision::Nowhere(why) = &decision {
-        let Nomination::No(reason) = profile.post_filter(&cluster, &info, why) else { panic!() };
+        let Nomination::No(reason) = profile.post_filter(&cluster, &info, why, &mut Kept::default()) else {
+            panic!()
+        };
         assert_eq!(reason, if name == "full" { "help: none." } else { "" }, "{why:?}");
     }
     let calls = calls.0.lock().unwrap().clone();
