@@ -2,18 +2,22 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_core::{
     api::api::core::v1::{Namespace, Node},
     cache::Cache,
-    meta::{LabelSelector, ObjectExt},
+    meta::ObjectExt,
 };
 
 use crate::{
     NodeInfo, PodInfo,
-    tally::{Counts, Tallies},
+    columns::Columns,
+    index::{Domains, Index, Kind, Question},
+    journal::Journal,
+    node_info::Flags,
+    terms::AffinityTerm,
     volumes::Lists,
 };
 
@@ -39,12 +43,48 @@ pub struct Cluster {
     nominated: HashMap<String, Vec<Arc<PodInfo>>>,
     namespaces: Option<Cache<Namespace>>,
     lists: Option<Lists>,
-    tallies: Tallies,
+    index: Mutex<Index>,
     with_affinity: usize,
     /// Number of nodes that have each image.
     images: HashMap<String, usize>,
     /// Number of nodes with a zone.
     zoned: usize,
+    flagged: Flagged,
+    columns: Columns,
+    journal: Journal,
+    identity: Identity,
+}
+
+/// Numbers of nodes by their flags.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flagged {
+    pub(crate) cordoned: usize,
+    pub(crate) hard_taints: usize,
+    pub(crate) soft_taints: usize,
+}
+
+impl Flagged {
+    fn add(&mut self, flags: Flags) {
+        self.cordoned += usize::from(flags.cordoned);
+        self.hard_taints += usize::from(flags.hard_taints);
+        self.soft_taints += usize::from(flags.soft_taints);
+    }
+
+    fn subtract(&mut self, flags: Flags) {
+        self.cordoned -= usize::from(flags.cordoned);
+        self.hard_taints -= usize::from(flags.hard_taints);
+        self.soft_taints -= usize::from(flags.soft_taints);
+    }
+}
+
+/// Tells one cluster from another.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Identity(Arc<()>);
+
+impl Identity {
+    pub(crate) fn is_of(&self, cluster: &Cluster) -> bool {
+        Arc::ptr_eq(&self.0, &cluster.identity.0)
+    }
 }
 
 impl std::fmt::Debug for Cluster {
@@ -73,6 +113,38 @@ impl Cluster {
         self.by_name.get(name).map(|at| &self.nodes[*at])
     }
 
+    /// Returns the index of a node.
+    pub(crate) fn slot(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Returns the resources of all nodes.
+    pub(crate) fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    /// Returns the changes of nodes.
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Returns the numbers of cordoned and tainted nodes.
+    pub(crate) fn flagged(&self) -> Flagged {
+        self.flagged
+    }
+
+    pub(crate) fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    /// Takes in that a node was changed.
+    fn changed(&mut self, at: usize) {
+        self.journal.note(at);
+        let node = &mut self.nodes[at];
+        (node.slot, node.version) = (at, self.journal.now());
+        self.columns.set(at, node);
+    }
+
     /// Returns true if any placed pod has affinity or anti-affinity terms.
     pub(crate) fn has_affinity(&self) -> bool {
         self.with_affinity > 0
@@ -98,11 +170,57 @@ impl Cluster {
         namespace.and_then(|n| n.metadata.labels.clone()).unwrap_or_default()
     }
 
-    /// Returns the number of pods per node that a selector selects in a namespace, without those being
-    /// deleted.
-    pub(crate) fn selected(&self, namespace: &str, selector: &LabelSelector) -> Arc<Counts> {
-        let all = self.nodes.iter().flat_map(|node| node.pods.iter().map(|pod| (node.name(), pod)));
-        self.tallies.of(namespace, selector, all)
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the question of placed pods that all terms select. `None`: they select no pod.
+    pub(crate) fn question<'t>(&self, terms: impl IntoIterator<Item = &'t AffinityTerm>) -> Option<Question> {
+        self.index().question(terms, |selector, namespace| {
+            let namespace = self.namespaces.as_ref().and_then(|n| n.get("", namespace));
+            selector.matches(namespace.as_ref().and_then(|n| n.metadata.labels.as_ref()))
+        })
+    }
+
+    /// Returns the number of pods by the domain of a topology key; `None` counts none.
+    pub(crate) fn by_domain(&self, question: Option<&Question>, key: &str) -> Domains {
+        match question {
+            Some(question) => self.index().by_domain(&self.nodes, question, key),
+            None => self.index().domains(&self.nodes, key),
+        }
+    }
+
+    /// Returns the number of pods by node.
+    pub(crate) fn by_node(&self, question: &Question) -> Arc<Vec<i32>> {
+        self.index().by_node(&self.nodes, question)
+    }
+
+    /// Returns the numbers of placed pods with terms that select a pod, by topology key and domain: each pod
+    /// counts what `weight` says for its term.
+    pub(crate) fn selecting(
+        &self,
+        pod: &PodInfo,
+        weight: impl Fn(Kind) -> i64,
+        selects: impl Fn(&AffinityTerm) -> bool,
+    ) -> Vec<(String, Domains)> {
+        let index = self.index();
+        let mut found: Vec<(String, Domains)> = Vec::new();
+        for counted in index.terms_for(pod) {
+            let weight = weight(counted.kind);
+            if weight == 0 || counted.by_domain.is_empty() || !selects(counted.term) {
+                continue;
+            }
+            let key = &counted.term.topology_key;
+            let at = found.iter().position(|(known, _)| known == key).unwrap_or_else(|| {
+                found.push((key.clone(), index.domains(&self.nodes, key)));
+                found.len() - 1
+            });
+            let domains = &mut found[at].1;
+            for (domain, pods) in counted.by_domain {
+                domains.add_in(*domain, weight * pods);
+            }
+        }
+        found
     }
 
     /// Adds or updates a node.
@@ -113,6 +231,7 @@ impl Cluster {
             Some(at) => {
                 let same = images(&self.nodes[at].node) == images(&node);
                 self.zoned -= usize::from(self.nodes[at].label(ZONE).is_some());
+                self.flagged.subtract(self.nodes[at].flags);
                 if !same {
                     self.count_images(at, false);
                 }
@@ -120,18 +239,24 @@ impl Cluster {
                 if !same {
                     self.count_images(at, true);
                 }
+                self.flagged.add(self.nodes[at].flags);
+                self.index.get_mut().unwrap_or_else(PoisonError::into_inner).set_node(&self.nodes, at);
+                self.changed(at);
             }
             None => {
-                let mut info = NodeInfo::new(node);
-                for pod in self.elsewhere.remove(&name).unwrap_or_default() {
-                    self.tallies.moved(&pod, &name, 1);
-                    info.add(pod);
-                }
-                self.with_affinity += info.with_affinity;
                 let at = self.nodes.len();
-                self.by_name.insert(name, at);
-                self.nodes.push(info);
+                self.by_name.insert(name.clone(), at);
+                self.nodes.push(NodeInfo::new(node));
+                self.flagged.add(self.nodes[at].flags);
                 self.count_images(at, true);
+                let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+                index.set_node(&self.nodes, at);
+                for pod in self.elsewhere.remove(&name).unwrap_or_default() {
+                    index.moved(&self.nodes, &pod, at, 1);
+                    self.nodes[at].add(pod);
+                }
+                self.with_affinity += self.nodes[at].with_affinity;
+                self.changed(at);
             }
         }
         self.zoned += usize::from(zoned);
@@ -156,14 +281,20 @@ impl Cluster {
     pub fn remove_node(&mut self, name: &str) {
         let Some(at) = self.by_name.remove(name) else { return };
         self.count_images(at, false);
+        let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for pod in &self.nodes[at].pods {
+            index.moved(&self.nodes, pod, at, -1);
+        }
+        index.swap_remove(at, self.nodes.len() - 1);
         let info = self.nodes.swap_remove(at);
         self.with_affinity -= info.with_affinity;
         self.zoned -= usize::from(info.label(ZONE).is_some());
+        self.flagged.subtract(info.flags);
+        self.columns.swap_remove(at);
+        self.journal.note(at);
         if let Some(moved) = self.nodes.get(at) {
             self.by_name.insert(moved.name().to_owned(), at);
-        }
-        for pod in &info.pods {
-            self.tallies.moved(pod, name, -1);
+            self.changed(at);
         }
         if !info.pods.is_empty() {
             self.elsewhere.insert(name.to_owned(), info.pods);
@@ -175,13 +306,15 @@ impl Cluster {
         self.nominate(&pod, None);
         let placed = Placed { node: node.to_owned(), assumed, info: pod.clone() };
         self.pods.insert(pod.uid().to_owned(), placed);
-        match self.by_name.get(node) {
+        match self.slot(node) {
             Some(at) => {
-                self.tallies.moved(&pod, node, 1);
-                let info = &mut self.nodes[*at];
+                let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+                index.moved(&self.nodes, &pod, at, 1);
+                let info = &mut self.nodes[at];
                 let before = info.with_affinity;
                 info.add(pod);
                 self.with_affinity = self.with_affinity + info.with_affinity - before;
+                self.changed(at);
             }
             None => self.elsewhere.entry(node.to_owned()).or_default().push(pod),
         }
@@ -216,13 +349,15 @@ impl Cluster {
     /// Removes a pod that was deleted or has ended, and returns it.
     pub fn remove_pod(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let placed = self.pods.remove(uid)?;
-        match self.by_name.get(&placed.node) {
+        match self.slot(&placed.node) {
             Some(at) => {
-                self.tallies.moved(&placed.info, &placed.node, -1);
-                let info = &mut self.nodes[*at];
+                let index = self.index.get_mut().unwrap_or_else(PoisonError::into_inner);
+                index.moved(&self.nodes, &placed.info, at, -1);
+                let info = &mut self.nodes[at];
                 let before = info.with_affinity;
                 info.remove(uid);
                 self.with_affinity = self.with_affinity + info.with_affinity - before;
+                self.changed(at);
             }
             None => {
                 if let Some(pods) = self.elsewhere.get_mut(&placed.node) {
@@ -266,6 +401,16 @@ impl Cluster {
             return &[];
         }
         self.nominated.get(node).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Returns true if a pod waits for room on a node.
+    pub(crate) fn has_nominated(&self) -> bool {
+        !self.nominated.is_empty()
+    }
+
+    /// Returns the nodes on which pods wait for room, in no order.
+    pub(crate) fn with_nominated(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.nominated.keys().filter_map(|name| self.node(name))
     }
 
     /// Returns the sorted uids of all confirmed pods.

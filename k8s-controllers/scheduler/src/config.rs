@@ -69,8 +69,8 @@ pub struct Configuration {
     pub leader_election: LeaderElection,
     /// The connection, for the program.
     pub client_connection: ClientConnection,
-    /// Feasible nodes after which a search stops, in percent of all, but at least 100 nodes. 100 examines all
-    /// nodes. Default: the search stops at 100 feasible nodes.
+    /// Feasible nodes after which a search stops, in percent of all, but at least 100 nodes. 0, the
+    /// default, and 100 examine all nodes; with extenders 0 stops at 100 feasible nodes.
     pub percentage_of_nodes_to_score: Option<usize>,
     /// First back-off of a pod in seconds. Default: 1.
     pub pod_initial_backoff_seconds: u64,
@@ -373,7 +373,7 @@ impl ProfileConfig {
             return Err(error(format!("{path}.plugins.queueSort"), "exactly one plugin must be enabled"));
         }
         let enough = match self.percentage_of_nodes_to_score.or(percentage) {
-            None | Some(0) => Enough::Number(100),
+            None | Some(0) => Enough::All,
             Some(part) => Enough::Percentage(part),
         };
         Ok(Profile { name, rows, enough })

@@ -1,18 +1,25 @@
 //! One scheduling decision: filters nodes, then scores the feasible ones. Pure.
 //!
-//! Flow: [`Filtering`] finds feasible nodes step by step, and one of them is chosen by the scores. With
-//! extenders, `extender::decide` asks them between the steps. [`Trial`] is the search for victims if no node
-//! is feasible.
+//! Flow: [`Filtering`] finds feasible nodes, and one of them is chosen by the scores (`scoring`). Results that
+//! depend on one node alone are kept from pod to pod (`memo`). With extenders, `extender::decide` asks them
+//! between steps of the filtering. [`Trial`] is the search for victims if no node is feasible.
+//! Guarantee: the feasible nodes and the ones with the highest score are those of asking every plugin about
+//! every node.
 
+mod feasible;
 mod filtering;
+mod memo;
+mod refusals;
+mod scoring;
 mod trial;
+mod trials;
 
 use std::sync::Arc;
 
-use rand::{Rng, rngs::StdRng};
+use rand::rngs::StdRng;
 
-pub(crate) use self::filtering::Filtering;
-use self::{filtering::Refused, trial::Trial};
+pub(crate) use self::{feasible::Feasible, filtering::Filtering};
+use self::{filtering::Sum, memo::Memos, trial::Trial, trials::Trials};
 use crate::{Cluster, Cycle, NodeInfo, Nomination, PodInfo, Points, Reject, WakeOn};
 
 /// Limit of a profile's plugins: a refusal names them by one bit each.
@@ -24,27 +31,42 @@ pub(crate) struct Profile {
     /// The `schedulerName` of its pods.
     pub(crate) name: String,
     pub(crate) rows: Vec<Points>,
-    /// Feasible nodes after which the search stops. (Upstream examines up to half of the nodes; that improves
-    /// the choice little and takes many times as long.)
+    /// Feasible nodes after which the search stops.
     pub(crate) enough: Enough,
 }
 
 /// The number of feasible nodes after which a search stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Enough {
+    /// It does not stop: all feasible nodes are scored.
+    All,
     /// This number.
+    #[cfg(test)]
     Number(usize),
     /// A percentage of the nodes, but at least 100.
     Percentage(usize),
 }
 
 impl Enough {
-    pub(crate) fn of(self, nodes: usize) -> usize {
+    /// Returns the number. With extenders, which are sent the feasible nodes, the default is 100.
+    pub(crate) fn of(self, nodes: usize, extenders: bool) -> usize {
         match self {
+            Enough::All if extenders => 100,
+            Enough::All => usize::MAX,
+            #[cfg(test)]
             Enough::Number(number) => number,
             Enough::Percentage(part) => (nodes * part / 100).max(100),
         }
     }
+}
+
+/// What a profile keeps from decision to decision about one cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Index of the node at which the next search begins that does not examine all.
+    start: usize,
+    memos: Memos,
+    trials: Trials,
 }
 
 /// A node for a pod.
@@ -68,8 +90,8 @@ pub(crate) struct Unschedulable {
     pub(crate) refused_by: u64,
     /// Kinds of changes that may make the pod schedulable.
     pub(crate) wakes_on: WakeOn,
-    /// Names of nodes on which preemption could help.
-    pub(crate) resolvable: Vec<String>,
+    /// Indexes of nodes on which preemption could help.
+    pub(crate) resolvable: Vec<u32>,
 }
 
 /// Outcome of a decision.
@@ -102,17 +124,16 @@ impl Trace for () {
 type Asked = Vec<usize>;
 
 impl Profile {
-    /// Decides for one pod without extenders. The search begins at node `start` and advances it, so that all
-    /// nodes get their turn.
+    /// Decides for one pod without extenders. `kept` must be of this profile.
     pub(crate) fn decide<T: Trace>(
         &self,
         cluster: &Cluster,
         pod: &PodInfo,
-        start: &mut usize,
+        kept: &mut Kept,
         rng: &mut StdRng,
         trace: &mut T,
     ) -> Decision {
-        let mut filtering = match Filtering::start(self, cluster, pod, trace) {
+        let mut filtering = match Filtering::start(self, cluster, pod, kept, trace) {
             Ok(filtering) => filtering,
             Err(why) => return Decision::Nowhere(why),
         };
@@ -121,23 +142,24 @@ impl Profile {
         {
             return Decision::Fits(Fit { node: node.name().to_owned(), evaluated: 1, feasible: 1 });
         }
-        let enough = if T::FULL { usize::MAX } else { self.enough.of(cluster.nodes().len()) };
-        let feasible = filtering.next(enough, start, trace);
+        let enough = if T::FULL { usize::MAX } else { self.enough.of(cluster.nodes().len(), false) };
+        let feasible = filtering.next(enough, trace);
         if feasible.is_empty() {
             return Decision::Nowhere(filtering.nowhere());
         }
         Decision::Fits(filtering.choose(&feasible, &[], rng, trace))
     }
 
-    /// Asks the plugins before the nodes; returns the rows whose filter is to be asked.
+    /// Asks the plugins before the nodes; returns the rows whose filter is to be asked, and those that
+    /// restricted the decision to nodes by name. Filters whose results are kept are asked first.
     fn pre_filter<T: Trace>(
         &self,
         cx: &mut Cycle<'_>,
         pod: &PodInfo,
         trace: &mut T,
-    ) -> Result<(Asked, Refused), Unschedulable> {
+    ) -> Result<(Asked, Vec<usize>), Unschedulable> {
         let total = cx.cluster().nodes().len();
-        let (mut asked, mut refused) = (Asked::with_capacity(self.rows.len()), Refused::default());
+        let (mut asked, mut restricting) = (Asked::with_capacity(self.rows.len()), Vec::new());
         let mut failed: Option<(usize, Reject)> = None;
         for (at, row) in self.rows.iter().enumerate() {
             let wanted = match &row.pre_filter {
@@ -146,7 +168,7 @@ impl Profile {
                     let before = cx.only().map(<[String]>::len);
                     let asked = plugin.pre_filter(cx, pod);
                     if cx.only().map(<[String]>::len) != before {
-                        refused.restricting.push(at);
+                        restricting.push(at);
                     }
                     match asked {
                         Ok(asked) => asked,
@@ -167,7 +189,7 @@ impl Profile {
                 asked.push(at);
             }
             if cx.only().is_some_and(<[String]>::is_empty) {
-                let names: Vec<&str> = refused.restricting.iter().map(|at| &*self.rows[*at].name).collect();
+                let names: Vec<&str> = restricting.iter().map(|at| &*self.rows[*at].name).collect();
                 let reason = match names[..] {
                     [name] => format!("node(s) didn't satisfy plugin {name}"),
                     _ => format!("node(s) didn't satisfy plugin(s) [{}] simultaneously", names.join(" ")),
@@ -176,11 +198,12 @@ impl Profile {
                 break;
             }
         }
-        let Some((at, reject)) = failed else { return Ok((asked, refused)) };
-        let resolvable = match reject.resolvable {
-            true => cx.cluster().nodes().iter().map(|node| node.name().to_owned()).collect(),
-            false => Vec::new(),
+        let Some((at, reject)) = failed else {
+            asked.sort_by_key(|at| self.rows[*at].per_node.is_none());
+            return Ok((asked, restricting));
         };
+        let all = u32::try_from(total).unwrap_or(u32::MAX);
+        let resolvable = if reject.resolvable { (0..all).collect() } else { Vec::new() };
         Err(Unschedulable {
             message: format!("0/{total} nodes are available: {}.", reject.reasons.join(", ")),
             refused_by: 1 << at,
@@ -198,24 +221,34 @@ impl Profile {
         pod: &PodInfo,
         node: &NodeInfo,
     ) -> Result<(), (usize, Reject)> {
-        let expected = cx.cluster().nominated_on(node.name());
-        if !expected.is_empty() {
-            let others: Vec<&Arc<PodInfo>> =
-                expected.iter().filter(|p| p.priority >= pod.priority && p.uid() != pod.uid()).collect();
-            if !others.is_empty() {
-                let mut crowded = node.clone();
-                for other in &others {
-                    crowded.add((*other).clone());
-                    self.moved(cx, asked, pod, other, node, 1);
-                }
-                let outcome = self.pass(cx, asked, pod, &crowded);
-                for other in &others {
-                    self.moved(cx, asked, pod, other, node, -1);
-                }
-                outcome?;
-            }
-        }
+        self.beside_nominated(cx, asked, pod, node)?;
         self.pass(cx, asked, pod, node)
+    }
+
+    /// Asks the filters about a node with the pods on it that wait for room there.
+    fn beside_nominated(
+        &self,
+        cx: &mut Cycle<'_>,
+        asked: &Asked,
+        pod: &PodInfo,
+        node: &NodeInfo,
+    ) -> Result<(), (usize, Reject)> {
+        let expected = cx.cluster().nominated_on(node.name()).iter();
+        let others: Vec<&Arc<PodInfo>> =
+            expected.filter(|p| p.priority >= pod.priority && p.uid() != pod.uid()).collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let mut crowded = node.clone();
+        for other in &others {
+            crowded.add((*other).clone());
+            self.moved(cx, asked, pod, other, node, 1);
+        }
+        let outcome = self.pass(cx, asked, pod, &crowded);
+        for other in &others {
+            self.moved(cx, asked, pod, other, node, -1);
+        }
+        outcome
     }
 
     fn pass(
@@ -251,64 +284,13 @@ impl Profile {
         }
     }
 
-    /// Returns the index of the node with the highest score. `added` has the extenders' part of the scores,
-    /// if there are any.
-    fn best<T: Trace>(
-        &self,
-        cx: &mut Cycle<'_>,
-        pod: &PodInfo,
-        feasible: &[&NodeInfo],
-        added: &[i64],
-        rng: &mut StdRng,
-        trace: &mut T,
-    ) -> usize {
-        if feasible.len() == 1 && !T::FULL {
-            return 0;
-        }
-        let mut totals = vec![0i64; feasible.len()];
-        totals.iter_mut().zip(added).for_each(|(total, score)| *total = *score);
-        let mut scores = vec![0i64; feasible.len()];
-        for row in &self.rows {
-            let Some(score) = &row.score else { continue };
-            if row.pre_score.as_ref().is_some_and(|plugin| !plugin.pre_score(cx, pod, feasible)) {
-                continue;
-            }
-            for (slot, node) in scores.iter_mut().zip(feasible) {
-                *slot = score.score(cx, pod, node);
-            }
-            let raw = if T::FULL { scores.clone() } else { Vec::new() };
-            if let Some(plugin) = &row.normalize {
-                plugin.normalize(cx, pod, feasible, &mut scores);
-            }
-            trace.scored(&row.name, row.weight, feasible, &raw, &scores);
-            for (total, score) in totals.iter_mut().zip(&scores) {
-                *total = total.saturating_add(row.weight.saturating_mul(*score));
-            }
-        }
-        // Picks one of the nodes with the highest score at random, with equal probability.
-        let mut best = 0;
-        let mut ties = 1u32;
-        for at in 1..totals.len() {
-            if totals[at] > totals[best] {
-                (best, ties) = (at, 1);
-            } else if totals[at] == totals[best] {
-                ties += 1;
-                if rng.random_range(0..ties) == 0 {
-                    best = at;
-                }
-            }
-        }
-        best
-    }
-
-    fn sum_up(&self, refused: Refused, nodes: usize) -> Unschedulable {
-        let mut reasons = refused.reasons;
-        let mut refused_by = refused.by;
-        if refused.absent > 0 {
-            let names: Vec<&str> = refused.restricting.iter().map(|at| &*self.rows[*at].name).collect();
+    fn sum_up(&self, sum: Sum, restricting: &[usize], nodes: usize) -> Unschedulable {
+        let Sum { mut reasons, by: mut refused_by, extended, resolvable, absent } = sum;
+        if absent > 0 {
+            let names: Vec<&str> = restricting.iter().map(|at| &*self.rows[*at].name).collect();
             let reason = format!("node(s) didn't satisfy plugin(s) [{}]", names.join(" "));
-            reasons.insert(reason.into(), refused.absent);
-            refused_by |= refused.restricting.iter().fold(0, |all, at| all | 1 << at);
+            reasons.insert(reason.into(), absent);
+            refused_by |= restricting.iter().fold(0, |all, at| all | 1 << at);
         }
         let mut parts: Vec<String> = reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         parts.sort();
@@ -318,11 +300,11 @@ impl Profile {
         };
         let mut wakes_on =
             self.refusers(refused_by).fold(WakeOn::NODE_ADDED, |all, row| all.or(row.wakes_on()));
-        if refused.extended {
+        if extended {
             // An extender does not tell which changes help.
             (refused_by, wakes_on) = (0, WakeOn::ANYTHING);
         }
-        Unschedulable { message, refused_by, wakes_on, resolvable: refused.resolvable }
+        Unschedulable { message, refused_by, wakes_on, resolvable }
     }
 
     /// Returns the plugins of a set of refusals.
@@ -330,13 +312,20 @@ impl Profile {
         self.rows.iter().enumerate().filter(move |(at, _)| refused_by & (1 << at) != 0).map(|(_, row)| row)
     }
 
-    /// Asks the plugins to make room; the first that does something decides.
-    pub(crate) fn post_filter(&self, cluster: &Cluster, pod: &PodInfo, why: &Unschedulable) -> Nomination {
+    /// Asks the plugins to make room; the first that does something decides. `kept` must be of this profile.
+    pub(crate) fn post_filter(
+        &self,
+        cluster: &Cluster,
+        pod: &PodInfo,
+        why: &Unschedulable,
+        kept: &mut Kept,
+    ) -> Nomination {
         let mut reasons: Vec<String> = Vec::new();
         let mut cx = Cycle::new(cluster);
         let asked = self.pre_filter(&mut cx, pod, &mut ()).map(|(asked, _)| asked).unwrap_or_default();
         let resolvable = if asked.is_empty() { &[] } else { why.resolvable.as_slice() };
-        let mut trial = Trial::new(self, cx, asked, pod, resolvable);
+        let known = kept.trials.known(self, cluster, pod, &asked);
+        let mut trial = Trial::new(self, cx, asked, pod, resolvable, known);
         for plugin in self.rows.iter().filter_map(|row| row.post_filter.as_ref()) {
             match plugin.post_filter(&mut trial) {
                 Nomination::No(reason) => reasons.extend(Some(reason).filter(|r| !r.is_empty())),

@@ -11,10 +11,12 @@ mod binding;
 mod builder;
 mod changes;
 mod explain;
+mod planner;
 mod report;
 
 pub use builder::Builder;
 pub use explain::{ExplainError, Explanation, PluginScore, Preemption, Refusal as NodeRefusal, Verdict};
+pub use planner::{Plan, Planner};
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -39,7 +41,7 @@ use self::binding::Bound;
 use crate::{
     Cluster, Points, WakeOn,
     config::ConfigError,
-    decide::Profile,
+    decide::{Kept, Profile},
     extender::Extenders,
     failures::Failures,
     metrics::Metrics,
@@ -78,7 +80,8 @@ pub struct Scheduler {
     /// All profiles ask them.
     extenders: Arc<Extenders>,
     rng: StdRng,
-    start_at: usize,
+    /// By profile.
+    kept: Vec<Kept>,
     report: mpsc::UnboundedSender<Report>,
     reports: mpsc::UnboundedReceiver<Report>,
 }
@@ -187,6 +190,7 @@ impl Scheduler {
                 profile,
             })
             .collect();
+        let kept = profiles.iter().map(|_| Kept::default()).collect();
         Ok(Scheduler {
             cluster: Cluster::watching(caches.of::<Namespace>(), lists.clone()),
             by_name: profiles.iter().enumerate().map(|(at, p)| (p.profile.name.clone(), at)).collect(),
@@ -199,7 +203,7 @@ impl Scheduler {
             lists,
             extenders: Arc::new(builder.extenders()?),
             rng: StdRng::seed_from_u64(environment.seed),
-            start_at: 0,
+            kept,
             client,
             environment,
             report,

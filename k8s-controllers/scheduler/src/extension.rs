@@ -130,6 +130,24 @@ pub trait Search {
     fn pod(&self) -> &PodInfo;
     /// Returns the names of the nodes whose refusal deletions of pods could resolve.
     fn resolvable(&self) -> &[String];
+    /// Returns the indexes of those nodes in [`Cluster::nodes`].
+    fn resolvable_at(&self) -> Vec<usize> {
+        let nodes = self.cluster().nodes();
+        let names = self.resolvable();
+        (0..nodes.len()).filter(|at| names.iter().any(|name| name == nodes[*at].name())).collect()
+    }
+    /// Returns what [`Search::remember`] was told about a node. `None`: nothing, or it may be another one now,
+    /// because the node, the pods on it or a disruption budget changed. It is told for pods of the same
+    /// template and priority, and only if all filters of the pod depend on one node alone
+    /// ([`PointsOf::depends_on_node`](crate::PointsOf::depends_on_node)).
+    fn recall(&self, at: usize) -> Option<Option<Candidate>> {
+        let _ = at;
+        None
+    }
+    /// Takes in the outcome of the trial on a node by its index; `None`: there are no victims there.
+    fn remember(&mut self, at: usize, outcome: &Option<Candidate>) {
+        let _ = (at, outcome);
+    }
     /// Begins a trial on a copy of the node; ends the one before. `false`: there is no such node.
     fn visit(&mut self, node: &str) -> bool;
     /// Removes a pod from the copy.

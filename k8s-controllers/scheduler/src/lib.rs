@@ -2,8 +2,9 @@
 //!
 //! Flow: changes of pods and nodes arrive from the shared caches and update a [`Cluster`] incrementally
 //! (nothing is copied per decision). Pods without a node wait in a queue. A decision asks the plugins of the
-//! pod's profile at upstream's extension points: [`PreFilter`] and [`Filter`] over nodes until enough are
-//! feasible, then [`PreScore`], [`Score`] and [`NormalizeScore`]. The pod is assumed on the best node
+//! pod's profile at upstream's extension points: [`PreFilter`] and [`Filter`] over all nodes, then
+//! [`PreScore`], [`Score`] and [`NormalizeScore`] over the feasible ones. What plugins say about one node is
+//! kept for the pods of one template until the node changes. The pod is assumed on the best node
 //! ([`Reserve`]) and bound in a task ([`Permit`], [`PreBind`], [`Bind`], [`PostBind`]) while the next
 //! decision is made. If no node is feasible, [`PostFilter`] may preempt pods, and [`EnqueueExtensions`] tell
 //! the changes that wake the pod. A plugin is a row of [`Points`]; the built-in ones are rows of the same
@@ -13,7 +14,9 @@
 //! Guarantees:
 //! 1. A node is never overcommitted: an assumed pod counts from the decision on, until the API server
 //!    confirms it or the binding fails.
-//! 2. A decision violates no required constraint: the feasible nodes are those of a naive model.
+//! 2. A decision violates no required constraint: the feasible nodes are those of a naive model, and the node
+//!    is one with the highest score of all of them (unless `percentageOfNodesToScore` or extenders limit the
+//!    search).
 //! 3. An unschedulable pod is retried only after a change that a plugin that refused it expects to help, or
 //!    after five minutes; never before its back-off is over.
 //! 4. Room made by preemption is kept for the preemptor from pods of lower priority. Victims are of lower
@@ -29,6 +32,7 @@
 
 pub mod args;
 mod cluster;
+mod columns;
 mod config;
 mod cycle;
 mod decide;
@@ -38,6 +42,9 @@ mod event;
 mod extender;
 mod extension;
 mod failures;
+mod index;
+mod journal;
+mod many;
 mod metrics;
 mod node_info;
 pub mod plugins;
@@ -46,7 +53,6 @@ mod points;
 mod queue;
 mod reject;
 mod resources;
-mod tally;
 mod terms;
 mod volumes;
 
@@ -57,7 +63,8 @@ pub use config::{
 };
 pub use cycle::Cycle;
 pub use driver::{
-    Builder, ExplainError, Explanation, NodeRefusal, PluginScore, Preemption, Scheduler, Verdict,
+    Builder, ExplainError, Explanation, NodeRefusal, Plan, Planner, PluginScore, Preemption, Scheduler,
+    Verdict,
 };
 pub use event::{Event, WakeOn};
 pub use extension::{

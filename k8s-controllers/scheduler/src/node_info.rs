@@ -28,10 +28,19 @@ pub struct NodeInfo {
     /// Facts about the Node object that every decision asks for.
     pub(crate) flags: Flags,
     /// Sizes of the node's images in bytes, by normalized name.
-    pub(crate) images: HashMap<String, i64>,
+    pub(crate) images: Arc<HashMap<String, i64>>,
     /// Number of pods with affinity or anti-affinity terms.
     pub(crate) with_affinity: usize,
+    /// The lowest priority of a pod; `i32::MAX` without pods.
+    pub(crate) lowest: i32,
+    /// Index in the cluster, also of a copy with other pods; [`NOWHERE`] if it is in none.
+    pub(crate) slot: usize,
+    /// Number of the cluster's changes until the last one of this node.
+    pub(crate) version: u64,
 }
+
+/// The index of a node that is in no cluster.
+pub(crate) const NOWHERE: usize = usize::MAX;
 
 /// Facts about a Node object.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,8 +78,11 @@ impl NodeInfo {
             pods: Vec::new(),
             host_ports: Vec::new(),
             flags: Flags::default(),
-            images: HashMap::new(),
+            images: Arc::default(),
             with_affinity: 0,
+            lowest: i32::MAX,
+            slot: NOWHERE,
+            version: 0,
         };
         info.read(&node);
         info.read_images(&node);
@@ -87,15 +99,18 @@ impl NodeInfo {
         }
         self.read(&node);
         self.node = node;
+        // A copy with other labels is another node.
+        self.slot = NOWHERE;
     }
 
     fn read_images(&mut self, node: &Node) {
-        self.images.clear();
+        let mut images = HashMap::new();
         for image in node.status.iter().flat_map(|s| s.images.iter().flatten()) {
             for name in image.names.iter().flatten() {
-                self.images.insert(normalized(name), image.size_bytes.unwrap_or(0));
+                images.insert(normalized(name), image.size_bytes.unwrap_or(0));
             }
         }
+        self.images = Arc::new(images);
     }
 
     fn read(&mut self, node: &Node) {
@@ -138,7 +153,8 @@ impl NodeInfo {
         self.counted.0 = self.counted.0.saturating_add(pod.counted.0);
         self.counted.1 = self.counted.1.saturating_add(pod.counted.1);
         self.host_ports.extend(pod.host_ports.iter().cloned());
-        self.with_affinity += usize::from(is_social(&pod));
+        self.with_affinity += usize::from(pod.has_terms());
+        self.lowest = self.lowest.min(pod.priority);
         self.pods.push(pod);
     }
 
@@ -154,7 +170,10 @@ impl NodeInfo {
                 self.host_ports.swap_remove(at);
             }
         }
-        self.with_affinity -= usize::from(is_social(&pod));
+        self.with_affinity -= usize::from(pod.has_terms());
+        if pod.priority == self.lowest {
+            self.lowest = self.pods.iter().map(|p| p.priority).min().unwrap_or(i32::MAX);
+        }
         true
     }
 }
@@ -163,8 +182,4 @@ impl NodeInfo {
 pub(crate) fn normalized(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
-}
-
-fn is_social(pod: &PodInfo) -> bool {
-    !pod.anti_affinity.is_empty() || !pod.preferred_pods.is_empty() || !pod.affinity.is_empty()
 }

@@ -121,22 +121,43 @@ pub(crate) fn all() -> Vec<Points> {
     ROWS.iter().filter_map(|row| (row.make)(&Value::Null).ok()).collect()
 }
 
+/// Replaces each score by a function of it. `least` and `most` are the smallest and the largest: if there are
+/// few values between them, each is computed once.
+fn replace(scores: &mut [i64], (least, most): (i64, i64), new: impl Fn(i64) -> i64) {
+    let values = usize::try_from(most.saturating_sub(least)).unwrap_or(usize::MAX);
+    if values >= scores.len() {
+        return scores.iter_mut().for_each(|score| *score = new(*score));
+    }
+    let table: Vec<i64> = (least..=most).map(new).collect();
+    for score in scores {
+        let at = usize::try_from(*score - least).unwrap_or(usize::MAX);
+        *score = table.get(at).copied().unwrap_or(0);
+    }
+}
+
+fn limits(scores: &[i64]) -> (i64, i64) {
+    (scores.iter().copied().min().unwrap_or(0), scores.iter().copied().max().unwrap_or(0))
+}
+
 /// Scales to 0 to 100 in proportion to the largest; `reverse` gives the smallest score 100.
 fn proportional(scores: &mut [i64], reverse: bool) {
-    let most = scores.iter().copied().max().unwrap_or(0);
-    for score in scores {
-        let part = if most <= 0 { 0 } else { (*score).max(0) * 100 / most };
-        *score = if reverse { 100 - part } else { part };
-    }
+    let (least, most) = limits(scores);
+    replace(scores, (least, most), |score| {
+        let part = if most <= 0 { 0 } else { score.max(0) * 100 / most };
+        if reverse { 100 - part } else { part }
+    });
 }
 
 /// Scales linearly: the smallest becomes 0, the largest 100.
 fn stretched(scores: &mut [i64]) {
-    let (least, most) =
-        (scores.iter().copied().min().unwrap_or(0), scores.iter().copied().max().unwrap_or(0));
-    for score in scores {
-        *score = if most == least { 0 } else { (*score - least) * 100 / (most - least) };
-    }
+    let (least, most) = limits(scores);
+    replace(
+        scores,
+        (least, most),
+        |score| {
+            if most == least { 0 } else { (score - least) * 100 / (most - least) }
+        },
+    );
 }
 
 #[cfg(test)]

@@ -166,6 +166,11 @@ impl PodInfo {
         self.pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
     }
 
+    /// Returns true if the pod has affinity or anti-affinity terms.
+    pub(crate) fn has_terms(&self) -> bool {
+        !self.anti_affinity.is_empty() || !self.preferred_pods.is_empty() || !self.affinity.is_empty()
+    }
+
     /// Returns true if the node matches the node selector and the required node affinity.
     pub(crate) fn allows_node(&self, node: &k8s_core::api::api::core::v1::Node) -> bool {
         self.node_labels.as_ref().is_none_or(|s| s.matches(node.metadata.labels.as_ref()))

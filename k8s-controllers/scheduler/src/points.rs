@@ -5,6 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use crate::{
     Bind, EnqueueExtensions, Filter, NormalizeScore, Permit, PostBind, PostFilter, PreBind, PreEnqueue,
     PreFilter, PreScore, QueueSort, Reserve, Score, WakeOn,
+    many::{AtOnce, Kept, PerNode},
 };
 
 /// A plugin's name, weight and extension points.
@@ -26,6 +27,10 @@ pub struct Points {
     pub(crate) bind: Option<Arc<dyn Bind>>,
     pub(crate) post_bind: Option<Arc<dyn PostBind>>,
     pub(crate) enqueue: Option<Arc<dyn EnqueueExtensions>>,
+    /// Results of the filter and the score are kept while the node does not change.
+    pub(crate) per_node: Option<Arc<dyn PerNode>>,
+    /// Filter and score of many nodes at once.
+    pub(crate) at_once: Option<Arc<dyn AtOnce>>,
 }
 
 impl std::fmt::Debug for Points {
@@ -87,6 +92,8 @@ impl Points {
             bind: None,
             post_bind: None,
             enqueue: None,
+            per_node: None,
+            at_once: None,
         };
         PointsOf { plugin: Arc::new(plugin), points }
     }
@@ -151,6 +158,52 @@ impl<T> PointsOf<T> {
     {
         self.points.score = Some(self.plugin.clone());
         self.points.weight = weight;
+        self
+    }
+
+    /// Declares that what [`Filter`] and [`Score`] return for a node depends on this node and the pods on it,
+    /// and on the pod's namespace, labels, annotations, owners and spec alone: not on other nodes, on the time
+    /// or on state of the plugin. The results are then kept for the pods of one template until the node
+    /// changes. A score with [`PreScore`] is not kept. The filter is asked before those that are not kept.
+    ///
+    /// ```
+    /// use k8s_scheduler::{Cycle, Filter, NodeInfo, PodInfo, Points, Reject, Scheduler};
+    ///
+    /// /// Keeps pods off nodes of other tenants.
+    /// struct OwnNodes;
+    ///
+    /// impl Filter for OwnNodes {
+    ///     fn filter(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
+    ///         match node.label("tenant").is_none_or(|tenant| tenant == pod.key.namespace) {
+    ///             true => Ok(()),
+    ///             false => Err(Reject::never("node(s) were of other tenants")),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// let scheduler = Scheduler::builder().plugin(Points::of(OwnNodes).filters().depends_on_node());
+    /// ```
+    #[must_use]
+    pub fn depends_on_node(mut self) -> Self {
+        self.points.per_node = Some(Arc::new(Kept));
+        self
+    }
+
+    /// Keeps results by what [`PerNode`] says.
+    pub(crate) fn per_node(mut self) -> Self
+    where
+        T: PerNode + 'static,
+    {
+        self.points.per_node = Some(self.plugin.clone());
+        self
+    }
+
+    /// Asks about many nodes at once.
+    pub(crate) fn at_once(mut self) -> Self
+    where
+        T: AtOnce + 'static,
+    {
+        self.points.at_once = Some(self.plugin.clone());
         self
     }
 

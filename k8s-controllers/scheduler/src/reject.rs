@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// Reasons of a rejection: by one node, or from `prepare` by all nodes. Users see them in events.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reject {
     /// One or more reasons.
     pub reasons: Vec<Cow<'static, str>>,

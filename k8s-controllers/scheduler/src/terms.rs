@@ -11,7 +11,7 @@ use k8s_core::{
 };
 
 /// A pod affinity term: a selector of pods, and the topology key of its domains.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct AffinityTerm {
     /// The node label whose values are the domains.
     pub(crate) topology_key: String,
@@ -43,7 +43,19 @@ impl AffinityTerm {
         if namespaces.is_empty() && namespace_selector.is_none() {
             namespaces.push(own.to_owned());
         }
+        namespaces.sort_unstable();
+        namespaces.dedup();
         AffinityTerm { topology_key: term.topology_key.clone(), selector, namespaces, namespace_selector }
+    }
+
+    /// Returns the names of the namespaces, sorted, and the selector of pods; without one none is selected.
+    pub(crate) fn parts(&self) -> (&[String], Option<&LabelSelector>) {
+        (&self.namespaces, self.selector.as_ref())
+    }
+
+    /// Returns the selector of further namespaces.
+    pub(crate) fn namespace_selector(&self) -> Option<&LabelSelector> {
+        self.namespace_selector.as_ref()
     }
 
     /// Returns true if the term selects namespaces by their labels.

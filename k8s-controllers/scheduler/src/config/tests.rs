@@ -29,10 +29,7 @@ fn scores(profile: &Profile) -> Vec<(&str, i64)> {
 #[test]
 fn without_a_file_plugins_and_weights_are_upstreams() {
     let all = profiles(json!({})).unwrap();
-    assert_eq!(
-        (all.len(), all[0].name.as_str(), all[0].enough),
-        (1, "default-scheduler", Enough::Number(100))
-    );
+    assert_eq!((all.len(), all[0].name.as_str(), all[0].enough), (1, "default-scheduler", Enough::All));
     assert_eq!(
         scores(&all[0]),
         [

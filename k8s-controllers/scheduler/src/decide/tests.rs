@@ -18,12 +18,13 @@ use rand::SeedableRng;
 use super::*;
 use crate::plugins;
 
+mod incremental;
 mod naive;
 mod points;
 mod preemption;
 
 fn profile() -> Profile {
-    Profile { name: "default-scheduler".into(), rows: plugins::all(), enough: Enough::Number(100) }
+    Profile { name: "default-scheduler".into(), rows: plugins::all(), enough: Enough::All }
 }
 
 fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -73,7 +74,7 @@ fn cluster(nodes: impl IntoIterator<Item = Node>) -> Cluster {
 /// Decides and assumes; returns the node's name, or the message.
 fn place(cluster: &mut Cluster, pod: Pod) -> Result<String, String> {
     let info = Arc::new(PodInfo::new(Arc::new(pod)));
-    match profile().decide(cluster, &info, &mut 0, &mut StdRng::seed_from_u64(7), &mut ()) {
+    match profile().decide(cluster, &info, &mut Kept::default(), &mut StdRng::seed_from_u64(7), &mut ()) {
         Decision::Fits(fit) => {
             cluster.assume(info, &fit.node);
             Ok(fit.node)
@@ -84,7 +85,7 @@ fn place(cluster: &mut Cluster, pod: Pod) -> Result<String, String> {
 
 /// Returns the outcome of the post-filters without extenders.
 fn nomination(profile: &Profile, cluster: &Cluster, pod: &PodInfo, why: &Unschedulable) -> Nomination {
-    match profile.post_filter(cluster, pod, why) {
+    match profile.post_filter(cluster, pod, why, &mut Kept::default()) {
         Nomination::Candidates(all) => plugins::preemption::cheapest(all).unwrap(),
         other => other,
     }
@@ -220,7 +221,7 @@ fn preemption_takes_the_least_important_and_no_more_than_needed() {
         let mut p = pod("new", "2");
         spec(&mut p).priority = Some(priority);
         let info = PodInfo::new(Arc::new(p));
-        match profile.decide(&c, &info, &mut 0, &mut StdRng::seed_from_u64(1), &mut ()) {
+        match profile.decide(&c, &info, &mut Kept::default(), &mut StdRng::seed_from_u64(1), &mut ()) {
             Decision::Nowhere(why) => nomination(&profile, &c, &info, &why),
             Decision::Fits(fit) => panic!("{fit:?}"),
         }
@@ -275,12 +276,12 @@ proptest! {
 #[test]
 fn five_thousand_pods_find_their_place() {
     let mut c = cluster((0..1000).map(|i| node(&format!("n{i}"), "64", &[("zone", "a")])));
-    let (profile, mut start, mut rng) = (profile(), 0, StdRng::seed_from_u64(1));
+    let (profile, mut kept, mut rng) = (profile(), Kept::default(), StdRng::seed_from_u64(1));
     let (mut times, mut placed) = (Vec::new(), 0);
     for i in 0..5000 {
         let info = Arc::new(PodInfo::new(Arc::new(pod(&i.to_string(), "100m"))));
         let begin = std::time::Instant::now();
-        if let Decision::Fits(fit) = profile.decide(&c, &info, &mut start, &mut rng, &mut ()) {
+        if let Decision::Fits(fit) = profile.decide(&c, &info, &mut kept, &mut rng, &mut ()) {
             c.assume(info, &fit.node);
             placed += 1;
         }

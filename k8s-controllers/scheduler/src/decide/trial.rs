@@ -1,9 +1,9 @@
 //! The search for victims: trials on copies of nodes.
 
-use std::sync::Arc;
+use std::{cell::OnceCell, sync::Arc};
 
-use super::{Asked, Profile};
-use crate::{Cluster, Cycle, NodeInfo, PodInfo, Search};
+use super::{Asked, Profile, trials::Known};
+use crate::{Candidate, Cluster, Cycle, NodeInfo, PodInfo, Search};
 
 /// A search for victims. The state of the cycle is kept equal to the copy of the node.
 pub(super) struct Trial<'a> {
@@ -11,10 +11,13 @@ pub(super) struct Trial<'a> {
     cx: Cycle<'a>,
     asked: Asked,
     pod: &'a PodInfo,
-    resolvable: &'a [String],
+    resolvable: &'a [u32],
+    names: OnceCell<Vec<String>>,
     node: Option<NodeInfo>,
     /// Pods that the copy lacks.
     away: Vec<Arc<PodInfo>>,
+    /// Outcomes of earlier trials, if they depend on the node alone.
+    known: Option<&'a mut Known>,
 }
 
 impl<'a> Trial<'a> {
@@ -23,9 +26,11 @@ impl<'a> Trial<'a> {
         cx: Cycle<'a>,
         asked: Asked,
         pod: &'a PodInfo,
-        resolvable: &'a [String],
+        resolvable: &'a [u32],
+        known: Option<&'a mut Known>,
     ) -> Self {
-        Trial { profile, cx, asked, pod, resolvable, node: None, away: Vec::new() }
+        let (names, node, away) = (OnceCell::new(), None, Vec::new());
+        Trial { profile, cx, asked, pod, resolvable, names, node, away, known }
     }
 
     fn moved(&mut self, other: &PodInfo, by: i64) {
@@ -53,7 +58,24 @@ impl Search for Trial<'_> {
     }
 
     fn resolvable(&self) -> &[String] {
-        self.resolvable
+        self.names.get_or_init(|| {
+            let nodes = self.resolvable.iter().filter_map(|at| self.cx.cluster().nodes().get(*at as usize));
+            nodes.map(|node| node.name().to_owned()).collect()
+        })
+    }
+
+    fn resolvable_at(&self) -> Vec<usize> {
+        self.resolvable.iter().map(|at| *at as usize).collect()
+    }
+
+    fn recall(&self, at: usize) -> Option<Option<Candidate>> {
+        self.known.as_ref()?.get(self.cx.cluster(), at).cloned()
+    }
+
+    fn remember(&mut self, at: usize, outcome: &Option<Candidate>) {
+        if let Some(known) = &mut self.known {
+            known.set(self.cx.cluster(), at, outcome.clone());
+        }
     }
 
     fn visit(&mut self, node: &str) -> bool {

@@ -30,8 +30,8 @@ impl Scheduler {
         };
         let shared = &self.profiles[at];
         let (extenders, cluster) = (&self.extenders, &self.cluster);
-        let (start, rng) = (&mut self.start_at, &mut self.rng);
-        match extender::decide(&shared.profile, extenders, cluster, &pod, start, rng, &mut ()).await {
+        let (kept, rng) = (&mut self.kept[at], &mut self.rng);
+        match extender::decide(&shared.profile, extenders, cluster, &pod, kept, rng, &mut ()).await {
             Ok(Decision::Fits(fit)) => {
                 debug!(pod = %pod.key, node = fit.node, evaluated = fit.evaluated, feasible = fit.feasible, "placed");
                 self.failures.remove(pod.uid());
@@ -128,7 +128,7 @@ impl Scheduler {
         let shared = &self.profiles[at];
         let (reason, mut message) = (Reason::Unschedulable, why.message.clone());
         let refusal = Refusal { by: why.refused_by, wakes_on: why.wakes_on };
-        let mut nomination = shared.profile.post_filter(&self.cluster, &pod, &why);
+        let mut nomination = shared.profile.post_filter(&self.cluster, &pod, &why, &mut self.kept[at]);
         if let Nomination::Candidates(candidates) = nomination {
             nomination = self.extenders.preempt(&self.cluster, &pod, candidates).await;
         }

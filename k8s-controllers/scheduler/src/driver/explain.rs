@@ -15,7 +15,7 @@ use super::{Builder, is_terminal, node_of};
 use crate::{
     Cluster, NodeInfo, Nomination, PodInfo, Reject,
     config::ConfigError,
-    decide::{Decision, Trace},
+    decide::{Decision, Kept, Trace},
     extender,
     volumes::{Controllers, Devices, Lists},
 };
@@ -231,7 +231,8 @@ impl Builder {
             }
         }
         let mut rng = StdRng::seed_from_u64(0);
-        match extender::decide(profile, &extenders, cluster, &info, &mut 0, &mut rng, &mut record).await {
+        let kept = &mut Kept::default();
+        match extender::decide(profile, &extenders, cluster, &info, kept, &mut rng, &mut record).await {
             Ok(Decision::Fits(fit)) => {
                 explanation.message = format!("Successfully assigned {} to {}", info.key, fit.node);
                 explanation.node = Some(fit.node);
@@ -243,7 +244,7 @@ impl Builder {
             }
             Ok(Decision::Nowhere(why)) => {
                 explanation.message.clone_from(&why.message);
-                let mut nomination = profile.post_filter(cluster, &info, &why);
+                let mut nomination = profile.post_filter(cluster, &info, &why, kept);
                 if let Nomination::Candidates(candidates) = nomination {
                     nomination = extenders.preempt(cluster, &info, candidates).await;
                 }

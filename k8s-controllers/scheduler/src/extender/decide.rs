@@ -5,7 +5,7 @@ use rand::rngs::StdRng;
 use super::{Extenders, Failing};
 use crate::{
     Cluster, PodInfo,
-    decide::{Decision, Filtering, Fit, Profile, Trace},
+    decide::{Decision, Feasible, Filtering, Fit, Kept, Profile, Trace},
 };
 
 /// Decides for one pod, as [`Profile::decide`]. While the extenders refuse all nodes that were found, the
@@ -19,14 +19,14 @@ pub(crate) async fn decide<T: Trace + Send>(
     extenders: &Extenders,
     cluster: &Cluster,
     pod: &PodInfo,
-    start: &mut usize,
+    kept: &mut Kept,
     rng: &mut StdRng,
     trace: &mut T,
 ) -> Result<Decision, Failing> {
     if extenders.is_empty() {
-        return Ok(profile.decide(cluster, pod, start, rng, trace));
+        return Ok(profile.decide(cluster, pod, kept, rng, trace));
     }
-    let mut filtering = match Filtering::start(profile, cluster, pod, trace) {
+    let mut filtering = match Filtering::start(profile, cluster, pod, kept, trace) {
         Ok(filtering) => filtering,
         Err(why) => return Ok(Decision::Nowhere(why)),
     };
@@ -39,14 +39,14 @@ pub(crate) async fn decide<T: Trace + Send>(
             return Ok(Decision::Fits(Fit { node: node.name().to_owned(), evaluated: 1, feasible: 1 }));
         }
     }
-    let mut enough = if T::FULL { usize::MAX } else { profile.enough.of(cluster.nodes().len()) };
+    let mut enough = if T::FULL { usize::MAX } else { profile.enough.of(cluster.nodes().len(), true) };
     let feasible = loop {
-        let found = filtering.next(enough, start, trace);
+        let found = filtering.next(enough, trace);
         if found.is_empty() {
             return Ok(Decision::Nowhere(filtering.nowhere()));
         }
         let mut refused = Vec::new();
-        let passed = extenders.filter(pod, found, &mut refused).await?;
+        let passed = extenders.filter(pod, found.nodes(cluster), &mut refused).await?;
         for refusal in refused {
             trace.refused(Some(refusal.node), refusal.by, &refusal.reject);
             filtering.refuse(refusal.node, refusal.reject);
@@ -60,5 +60,6 @@ pub(crate) async fn decide<T: Trace + Send>(
     if feasible.len() > 1 || T::FULL {
         added = extenders.prioritize(pod, &feasible, trace).await;
     }
+    let feasible = Feasible::of_nodes(&feasible);
     Ok(Decision::Fits(filtering.choose(&feasible, &added, rng, trace)))
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     Candidate, Cluster, Nomination,
-    decide::{Decision, Enough, Profile},
+    decide::{Decision, Enough, Kept, Profile},
     plugins,
 };
 
@@ -102,9 +102,9 @@ async fn decided(
     pod: &PodInfo,
     enough: usize,
 ) -> Result<Decision, Failing> {
-    let (mut start, mut rng) = (0, StdRng::seed_from_u64(3));
+    let (mut kept, mut rng) = (Kept::default(), StdRng::seed_from_u64(3));
     let extenders = Extenders::new(extenders);
-    decide(&profile(enough), &extenders, cluster, pod, &mut start, &mut rng, &mut ()).await
+    decide(&profile(enough), &extenders, cluster, pod, &mut kept, &mut rng, &mut ()).await
 }
 
 /// Returns the node, or the message.
@@ -153,7 +153,7 @@ async fn refusals_say_whether_preemption_helps_and_any_change_wakes_the_pod() {
     let cluster = cluster(4);
     let Ok(Decision::Nowhere(why)) = decided(vec![extender], &cluster, &plain(), 100).await else { panic!() };
     assert_eq!(why.message, "0/4 nodes are available: 1 broken, 1 busy.");
-    assert_eq!(why.resolvable, ["n0"], "unresolvable wins; a node without a reason is lost");
+    assert_eq!(why.resolvable, [0], "unresolvable wins; a node without a reason is lost");
     assert_eq!((why.refused_by, why.wakes_on), (0, crate::WakeOn::ANYTHING));
 
     // Long texts are cut, between characters.

@@ -8,7 +8,11 @@ use k8s_core::{
 use super::proportional;
 use crate::{
     Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, NormalizeScore, Plugin, PodInfo, Points,
-    PreFilter, PreScore, Reject, Score, WakeOn, args::NodeAffinityArgs, node_info::normalized,
+    PreFilter, PreScore, Reject, Score, WakeOn,
+    args::NodeAffinityArgs,
+    decide::Feasible,
+    many::{AtOnce, Passes, PerNode},
+    node_info::normalized,
 };
 
 /// Requires the node named in `spec.nodeName`.
@@ -40,9 +44,11 @@ impl EnqueueExtensions for NodeName {
 
 impl Plugin for NodeName {
     fn points(self) -> Points {
-        Points::of(self).pre_filters().filters().wakes().points()
+        Points::of(self).pre_filters().filters().wakes().per_node().points()
     }
 }
+
+impl PerNode for NodeName {}
 
 /// Returns true if the pod does not tolerate one of the node's taints (`NoSchedule`, `NoExecute`).
 pub(crate) fn is_tainted(pod: &PodInfo, taints: &[Taint]) -> bool {
@@ -93,7 +99,13 @@ impl EnqueueExtensions for NodeUnschedulable {
 
 impl Plugin for NodeUnschedulable {
     fn points(self) -> Points {
-        Points::of(self).filters().wakes().points()
+        Points::of(self).filters().wakes().per_node().points()
+    }
+}
+
+impl PerNode for NodeUnschedulable {
+    fn passes(&self, cluster: &Cluster, _: &PodInfo) -> Passes {
+        if cluster.flagged().cordoned == 0 { Passes::All } else { Passes::Ask }
     }
 }
 
@@ -112,9 +124,9 @@ impl Filter for TaintToleration {
 }
 
 impl PreScore for TaintToleration {
-    fn pre_score(&self, _: &mut Cycle<'_>, _: &PodInfo, nodes: &[&NodeInfo]) -> bool {
+    fn pre_score(&self, cx: &mut Cycle<'_>, _: &PodInfo, _: &[&NodeInfo]) -> bool {
         // Without such taints all nodes get the same score.
-        nodes.iter().any(|node| node.flags.soft_taints)
+        cx.cluster().flagged().soft_taints > 0
     }
 }
 
@@ -144,7 +156,18 @@ impl EnqueueExtensions for TaintToleration {
 
 impl Plugin for TaintToleration {
     fn points(self) -> Points {
-        Points::of(self).filters().pre_scores().scores(3).normalizes().wakes().points()
+        Points::of(self).filters().pre_scores().scores(3).normalizes().wakes().per_node().points()
+    }
+}
+
+impl PerNode for TaintToleration {
+    fn passes(&self, cluster: &Cluster, _: &PodInfo) -> Passes {
+        if cluster.flagged().hard_taints == 0 { Passes::All } else { Passes::Ask }
+    }
+
+    fn scores(&self, cluster: &Cluster, _: &PodInfo, scores: &mut [i64]) -> bool {
+        scores.fill(0);
+        cluster.flagged().soft_taints == 0
     }
 }
 
@@ -264,7 +287,15 @@ impl EnqueueExtensions for NodeAffinity {
 
 impl Plugin for NodeAffinity {
     fn points(self) -> Points {
-        Points::of(self).pre_filters().filters().pre_scores().scores(2).normalizes().wakes().points()
+        let points = Points::of(self).pre_filters().filters().pre_scores().scores(2).normalizes();
+        points.wakes().per_node().points()
+    }
+}
+
+impl PerNode for NodeAffinity {
+    fn scores(&self, _: &Cluster, pod: &PodInfo, scores: &mut [i64]) -> bool {
+        scores.fill(0);
+        pod.preferred_nodes.is_empty() && self.preferred.is_empty()
     }
 }
 
@@ -303,9 +334,11 @@ impl EnqueueExtensions for NodePorts {
 
 impl Plugin for NodePorts {
     fn points(self) -> Points {
-        Points::of(self).pre_filters().filters().wakes().points()
+        Points::of(self).pre_filters().filters().wakes().per_node().points()
     }
 }
+
+impl PerNode for NodePorts {}
 
 /// Prefers nodes that have the pod's images.
 #[derive(Clone, Copy, Debug, Default)]
@@ -314,8 +347,8 @@ pub struct ImageLocality;
 /// The pod's images that are on any node, with the share of the nodes that have them; and their number.
 struct Images(Vec<(String, f64)>, usize);
 
-impl PreScore for ImageLocality {
-    fn pre_score(&self, cx: &mut Cycle<'_>, pod: &PodInfo, _: &[&NodeInfo]) -> bool {
+impl ImageLocality {
+    fn prepare(cx: &mut Cycle<'_>, pod: &PodInfo) -> bool {
         let Some(spec) = &pod.pod.spec else { return false };
         let cluster = cx.cluster();
         let total = cluster.nodes().len().max(1) as f64;
@@ -337,10 +370,10 @@ impl PreScore for ImageLocality {
     }
 }
 
-impl Score for ImageLocality {
-    fn score(&self, cx: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> i64 {
+impl Images {
+    fn score(&self, node: &NodeInfo) -> i64 {
         const MIB: i64 = 1024 * 1024;
-        let Some(Images(images, containers)) = cx.get::<Images>() else { return 0 };
+        let Images(images, containers) = self;
         let size = |(image, share): &(String, f64)| {
             (node.images.get(image).copied().unwrap_or(0) as f64 * share) as i64
         };
@@ -351,8 +384,33 @@ impl Score for ImageLocality {
     }
 }
 
+impl PreScore for ImageLocality {
+    fn pre_score(&self, cx: &mut Cycle<'_>, pod: &PodInfo, _: &[&NodeInfo]) -> bool {
+        Self::prepare(cx, pod)
+    }
+}
+
+impl Score for ImageLocality {
+    fn score(&self, cx: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> i64 {
+        cx.get::<Images>().map_or(0, |images| images.score(node))
+    }
+}
+
+impl AtOnce for ImageLocality {
+    fn pre_score(&self, cx: &mut Cycle<'_>, pod: &PodInfo, _: &Feasible<'_>) -> bool {
+        Self::prepare(cx, pod)
+    }
+
+    fn score(&self, cx: &Cycle<'_>, _: &PodInfo, nodes: &[u32], scores: &mut [i64]) {
+        let Some(images) = cx.get::<Images>() else { return scores.fill(0) };
+        for (score, slot) in scores.iter_mut().zip(nodes) {
+            *score = cx.cluster().nodes().get(*slot as usize).map_or(0, |node| images.score(node));
+        }
+    }
+}
+
 impl Plugin for ImageLocality {
     fn points(self) -> Points {
-        Points::of(self).pre_scores().scores(1).points()
+        Points::of(self).pre_scores().scores(1).at_once().points()
     }
 }

@@ -59,12 +59,18 @@ impl PostFilter for DefaultPreemption {
         let budgets: Vec<Arc<PodDisruptionBudget>> =
             search.cluster().lists().map(|lists| lists.budgets.list()).unwrap_or_default();
         let budgets = Budgets::new(&budgets);
-        let nodes = search.resolvable().to_vec();
+        let nodes = search.resolvable_at();
         let share = nodes.len() * self.args.min_candidate_nodes_percentage / 100;
         let most = share.max(self.args.min_candidate_nodes_absolute);
         let (mut candidates, mut without, mut harmless) = (Vec::new(), 0, 0);
-        for name in &nodes {
-            match victims(search, name, &budgets) {
+        for at in nodes {
+            let known = search.recall(at);
+            let outcome = known.unwrap_or_else(|| {
+                let outcome = victims(search, at, &budgets);
+                search.remember(at, &outcome);
+                outcome
+            });
+            match outcome {
                 Some(candidate) => {
                     harmless += usize::from(candidate.violating == 0);
                     candidates.push(candidate);
@@ -92,8 +98,8 @@ impl PostFilter for DefaultPreemption {
 
 /// Returns the nomination of the cheapest candidate. `None`: there is none.
 pub(crate) fn cheapest(candidates: Vec<Candidate>) -> Option<Nomination> {
-    let Candidate { node, victims, .. } = candidates.into_iter().min_by_key(cost)?;
-    Some(Nomination::Preempt { node, victims })
+    let Candidate { node, victims, .. } = candidates.iter().min_by_key(|candidate| cost(candidate))?;
+    Some(Nomination::Preempt { node: node.clone(), victims: victims.clone() })
 }
 
 fn start(pod: &PodInfo) -> Option<&Time> {
@@ -102,13 +108,13 @@ fn start(pod: &PodInfo) -> Option<&Time> {
 
 /// Cost of a preemption, compared in this order: violated budgets, highest priority of a victim, sum of the
 /// priorities, number of victims, age of the oldest victim of the highest priority.
-fn cost(candidate: &Candidate) -> (usize, i32, i64, usize, Reverse<Option<Time>>, String) {
+fn cost(candidate: &Candidate) -> (usize, i32, i64, usize, Reverse<Option<&Time>>, &str) {
     let victims = &candidate.victims;
     let highest = victims.iter().map(|v| v.priority).max().unwrap_or(i32::MIN);
     // Makes all priorities positive, so that fewer victims cost less.
     let sum = victims.iter().map(|v| i64::from(v.priority) + i64::from(i32::MAX) + 1).sum();
-    let oldest = victims.iter().filter(|v| v.priority == highest).filter_map(|v| start(v)).min().cloned();
-    (candidate.violating, highest, sum, victims.len(), Reverse(oldest), candidate.node.clone())
+    let oldest = victims.iter().filter(|v| v.priority == highest).filter_map(|v| start(v)).min();
+    (candidate.violating, highest, sum, victims.len(), Reverse(oldest), &candidate.node)
 }
 
 /// Orders pods by importance: higher priority first, then the older one.
@@ -119,13 +125,16 @@ pub(crate) fn importance(pod: &PodInfo) -> (Reverse<i32>, bool, Option<Time>, St
 
 /// Computes the victims on a node: all pods of lower priority, minus those that can stay. Pods that a budget
 /// protects are spared first, then more important ones.
-fn victims(search: &mut dyn Search, name: &str, budgets: &Budgets) -> Option<Candidate> {
+fn victims(search: &mut dyn Search, at: usize, budgets: &Budgets) -> Option<Candidate> {
     let priority = search.pod().priority;
-    let mut lower: Vec<Arc<PodInfo>> = {
-        let node: &NodeInfo = search.cluster().node(name)?;
-        node.pods.iter().filter(|p| p.priority < priority).cloned().collect()
-    };
-    if lower.is_empty() || !search.visit(name) {
+    // Without a pod of lower priority nothing can help.
+    if search.cluster().columns().lowest.get(at).is_none_or(|lowest| *lowest >= priority) {
+        return None;
+    }
+    let node: &NodeInfo = search.cluster().nodes().get(at)?;
+    let name = node.name().to_owned();
+    let mut lower: Vec<Arc<PodInfo>> = node.pods.iter().filter(|p| p.priority < priority).cloned().collect();
+    if !search.visit(&name) {
         return None;
     }
     for victim in &lower {
@@ -153,7 +162,7 @@ fn victims(search: &mut dyn Search, name: &str, budgets: &Budgets) -> Option<Can
     victims.extend(spare(free));
     victims.sort_by_cached_key(|p| importance(p));
     // The filters may have passed in the meantime; there is nothing to preempt then.
-    (!victims.is_empty()).then(|| Candidate { node: name.to_owned(), victims, violating })
+    (!victims.is_empty()).then_some(Candidate { node: name, victims, violating })
 }
 
 /// Disruption budgets with the disruptions that each still allows.

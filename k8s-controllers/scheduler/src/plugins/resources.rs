@@ -6,6 +6,7 @@ use crate::{
     Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, Plugin, PodInfo, Points, PreScore, Reject,
     Resources, Score, WakeOn,
     args::{NodeResourcesBalancedAllocationArgs, NodeResourcesFitArgs, ResourceSpec, Strategy},
+    many::{Passes, PerNode},
 };
 
 /// A resource by its name, which is looked at once.
@@ -124,9 +125,13 @@ fn utilization(pod: &PodInfo, node: &NodeInfo, kind: &Kind) -> Option<(i64, i64)
     (have > 0).then(|| (used.saturating_add(ask), have))
 }
 
-/// Returns a part of a whole in percent. (i128: bytes times 100 may overflow i64.)
+/// Returns a part of a whole in percent.
 fn percent(part: i64, whole: i64) -> i64 {
-    (i128::from(part) * 100 / i128::from(whole)) as i64
+    match part.checked_mul(100) {
+        Some(times) => times / whole,
+        // Exabytes.
+        None => (i128::from(part) * 100 / i128::from(whole)) as i64,
+    }
 }
 
 impl Score for NodeResourcesFit {
@@ -198,7 +203,60 @@ impl EnqueueExtensions for NodeResourcesFit {
 
 impl Plugin for NodeResourcesFit {
     fn points(self) -> Points {
-        Points::of(self).filters().scores(1).wakes().points()
+        Points::of(self).filters().scores(1).wakes().per_node().points()
+    }
+}
+
+impl PerNode for NodeResourcesFit {
+    fn passes(&self, cluster: &Cluster, pod: &PodInfo) -> Passes {
+        let ask = &pod.requests;
+        if !ask.others.is_empty() {
+            return Passes::Ask;
+        }
+        let columns = cluster.columns();
+        let mut passes: Vec<bool> =
+            columns.pods.iter().zip(&columns.max_pods).map(|(pods, most)| pods < most).collect();
+        let asked = [ask.milli_cpu, ask.memory, ask.ephemeral];
+        for (ask, (have, used)) in asked.into_iter().zip(columns.allocatable.iter().zip(&columns.requested)) {
+            if ask > 0 {
+                for (passes, (have, used)) in passes.iter_mut().zip(have.iter().zip(used)) {
+                    *passes &= ask <= have.saturating_sub(*used);
+                }
+            }
+        }
+        Passes::These(passes)
+    }
+
+    fn scores(&self, cluster: &Cluster, pod: &PodInfo, scores: &mut [i64]) -> bool {
+        let columns = cluster.columns();
+        let strategy = self.args.scoring_strategy.strategy;
+        let [(Kind::Cpu, 1), (Kind::Memory, 1)] = self.scored[..] else { return false };
+        let part = |ask: i64, used: i64, have: i64| {
+            let used = used.saturating_add(ask);
+            match strategy {
+                Strategy::MostAllocated => percent(used.min(have), have),
+                _ => percent(have.saturating_sub(used).max(0), have),
+            }
+        };
+        if strategy == Strategy::RequestedToCapacityRatio {
+            return false;
+        }
+        let ([cpu, memory, _], [used_cpu, used_memory]) = (&columns.allocatable, &columns.counted);
+        let cpus = cpu.iter().zip(used_cpu);
+        let memories = memory.iter().zip(used_memory);
+        for (score, ((cpu, used_cpu), (memory, used_memory))) in scores.iter_mut().zip(cpus.zip(memories)) {
+            *score = match (*cpu > 0, *memory > 0) {
+                (true, true) => {
+                    let parts =
+                        part(pod.counted.0, *used_cpu, *cpu) + part(pod.counted.1, *used_memory, *memory);
+                    parts / 2
+                }
+                (true, false) => part(pod.counted.0, *used_cpu, *cpu),
+                (false, true) => part(pod.counted.1, *used_memory, *memory),
+                (false, false) => 0,
+            };
+        }
+        true
     }
 }
 
@@ -243,6 +301,11 @@ impl NodeResourcesBalancedAllocation {
     }
 }
 
+/// Returns the score of a change of the balance.
+fn change(before: i64, after: i64) -> i64 {
+    50 + (50 + after - before) / 2
+}
+
 /// Returns 100 for equal utilizations, and less for a larger standard deviation.
 fn balance(parts: &[f64]) -> i64 {
     let deviation = match parts {
@@ -267,13 +330,39 @@ impl PreScore for NodeResourcesBalancedAllocation {
 impl Score for NodeResourcesBalancedAllocation {
     fn score(&self, _: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> i64 {
         let (before, after) = self.balances(pod, node);
-        50 + (50 + after - before) / 2
+        change(before, after)
     }
 }
 
 impl Plugin for NodeResourcesBalancedAllocation {
     fn points(self) -> Points {
-        Points::of(self).pre_scores().scores(1).points()
+        Points::of(self).pre_scores().scores(1).per_node().points()
+    }
+}
+
+impl PerNode for NodeResourcesBalancedAllocation {
+    fn scores(&self, cluster: &Cluster, pod: &PodInfo, scores: &mut [i64]) -> bool {
+        let [Kind::Cpu, Kind::Memory] = self.resources[..] else { return false };
+        let columns = cluster.columns();
+        let ([cpu, memory, _], [used_cpu, used_memory, _]) = (&columns.allocatable, &columns.requested);
+        let cpus = cpu.iter().zip(used_cpu);
+        let memories = memory.iter().zip(used_memory);
+        let ask = (pod.requests.milli_cpu, pod.requests.memory);
+        for (score, ((cpu, used_cpu), (memory, used_memory))) in scores.iter_mut().zip(cpus.zip(memories)) {
+            if *cpu <= 0 || *memory <= 0 {
+                // A single resource is always balanced.
+                *score = 75;
+                continue;
+            }
+            let part = |used: i64, have: i64| (used as f64 / have as f64).min(1.0);
+            let before = balance(&[part(*used_cpu, *cpu), part(*used_memory, *memory)]);
+            let after = balance(&[
+                part(used_cpu.saturating_add(ask.0), *cpu),
+                part(used_memory.saturating_add(ask.1), *memory),
+            ]);
+            *score = change(before, after);
+        }
+        true
     }
 }
 

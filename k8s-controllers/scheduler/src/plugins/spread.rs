@@ -1,8 +1,8 @@
 //! Spreading of pods over topology domains.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
 };
 
 use k8s_core::{
@@ -10,11 +10,16 @@ use k8s_core::{
     meta::{LabelSelector, ObjectExt},
 };
 
-use super::node::is_tainted;
+use super::{limits, node::is_tainted, replace};
 use crate::{
     Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, NormalizeScore, Plugin, PodInfo, Points,
-    PreFilter, PreScore, Reject, Score, WakeOn, args::PodTopologySpreadArgs, cluster::ZONE, pod_info::Spread,
-    tally::Counts,
+    PreFilter, PreScore, Reject, Score, WakeOn,
+    args::PodTopologySpreadArgs,
+    cluster::ZONE,
+    decide::Feasible,
+    index::{Domains, Question},
+    many::AtOnce,
+    pod_info::Spread,
 };
 
 const HOSTNAME: &str = "kubernetes.io/hostname";
@@ -118,20 +123,95 @@ fn includes(constraint: &Spread, pod: &PodInfo, node: &NodeInfo) -> bool {
         && (!constraint.honor_taints || !is_tainted(pod, node.taints()))
 }
 
-fn selected(cluster: &Cluster, pod: &PodInfo, constraint: &Spread) -> Arc<Counts> {
-    match &constraint.selector {
-        // Upstream counts no pods for a selector that selects everything.
-        Some(selector) if !selector.is_everything() => cluster.selected(&pod.key.namespace, selector),
-        _ => Arc::default(),
+/// Returns the question of the pods that a constraint counts. `None`: it counts none.
+fn question(pod: &PodInfo, constraint: &Spread) -> Option<Question> {
+    // Upstream counts no pods for a selector that selects everything.
+    let selector = constraint.selector.as_ref().filter(|selector| !selector.is_everything())?;
+    Some(Question { all: vec![(vec![pod.key.namespace.clone()], selector.clone())], deleted: false })
+}
+
+/// Returns true if a constraint includes all nodes.
+fn includes_all(constraint: &Spread, cluster: &Cluster, pod: &PodInfo) -> bool {
+    let by_affinity = constraint.honor_affinity && (pod.node_labels.is_some() || pod.node_terms.is_some());
+    let by_taints = constraint.honor_taints && cluster.flagged().hard_taints > 0;
+    !by_affinity && !by_taints
+}
+
+/// Counts the pods of constraints by domain. With `strict` a node counts only if it has all topology keys.
+fn counted(cluster: &Cluster, pod: &PodInfo, constraints: &[Spread], strict: bool) -> Vec<Domains> {
+    let questions: Vec<Option<Question>> = constraints.iter().map(|c| question(pod, c)).collect();
+    let all = constraints.iter().zip(&questions);
+    let all: Vec<Domains> = all.map(|(c, q)| cluster.by_domain(q.as_ref(), &c.topology_key)).collect();
+    let total = cluster.nodes().len();
+    let one_key = constraints.iter().all(|c| c.topology_key == constraints[0].topology_key);
+    let any_node = !strict || one_key || all.iter().all(|domains| domains.nodes() == total);
+    let count = |(constraint, question): (&Spread, &Option<Question>), domains: &Domains| {
+        if any_node && includes_all(constraint, cluster, pod) {
+            return domains.clone();
+        }
+        let pods = question.as_ref().map(|question| cluster.by_node(question)).unwrap_or_default();
+        domains.limited(total, |slot| {
+            let included = (any_node || all.iter().all(|domains| domains.of(slot).is_some()))
+                && cluster.nodes().get(slot).is_some_and(|node| includes(constraint, pod, node));
+            included.then(|| pods.get(slot).copied().unwrap_or(0).into())
+        })
+    };
+    constraints.iter().zip(&questions).zip(&all).map(|(one, domains)| count(one, domains)).collect()
+}
+
+/// A required constraint with the number of selected pods per domain.
+struct Required {
+    constraint: Spread,
+    domains: Domains,
+    /// 1 if the constraint counts the pod itself.
+    itself: i64,
+    /// The smallest number of a domain; 0 if there are too few domains.
+    least: OnceLock<i64>,
+}
+
+struct Constraints(Vec<Required>);
+
+/// Refusals by number.
+const MISSING: u8 = 1;
+const SKEWED: u8 = 2;
+
+fn refusal(number: u8) -> Reject {
+    if number == MISSING {
+        let reason = "node(s) didn't match pod topology spread constraints (missing required label)";
+        Reject::never(reason)
+    } else {
+        Reject::full("node(s) didn't match pod topology spread constraints")
     }
 }
 
-fn on(counts: &Counts, node: &NodeInfo) -> i64 {
-    counts.get(node.name()).copied().unwrap_or(0)
+impl Required {
+    fn least(&self) -> i64 {
+        *self.least.get_or_init(|| {
+            let (mut domains, mut least) = (0, None);
+            for domain in self.domains.used() {
+                let pods = self.domains.pods_in(domain);
+                least = Some(least.map_or(pods, |least: i64| least.min(pods)));
+                domains += 1;
+            }
+            least.filter(|_| domains >= self.constraint.min_domains).unwrap_or(0)
+        })
+    }
+
+    /// Returns 0, or the number of the refusal.
+    fn check(&self, slot: usize) -> u8 {
+        match self.domains.pods_at(slot) {
+            None => MISSING,
+            Some(there) if there + self.itself - self.least() > self.constraint.max_skew => SKEWED,
+            Some(_) => 0,
+        }
+    }
 }
 
-/// The required constraints with the number of selected pods per domain.
-struct Required(Vec<(Spread, HashMap<String, i64>)>);
+impl Constraints {
+    fn check(&self, slot: usize) -> u8 {
+        self.0.iter().map(|required| required.check(slot)).find(|number| *number != 0).unwrap_or(0)
+    }
+}
 
 impl PreFilter for PodTopologySpread {
     fn pre_filter(&self, cx: &mut Cycle<'_>, pod: &PodInfo) -> Result<bool, Reject> {
@@ -140,77 +220,49 @@ impl PreFilter for PodTopologySpread {
         if constraints.is_empty() {
             return Ok(false);
         }
-        let counts: Vec<Arc<Counts>> = constraints.iter().map(|c| selected(cluster, pod, c)).collect();
-        let mut all: Vec<(Spread, HashMap<String, i64>)> =
-            constraints.into_iter().map(|c| (c, HashMap::new())).collect();
-        for node in cluster.nodes() {
-            // A node counts only if it has all topology keys.
-            if all.iter().any(|(c, _)| node.label(&c.topology_key).is_none()) {
-                continue;
-            }
-            for ((constraint, domains), counts) in all.iter_mut().zip(&counts) {
-                if includes(constraint, pod, node)
-                    && let Some(value) = node.label(&constraint.topology_key)
-                {
-                    match domains.get_mut(value) {
-                        Some(number) => *number += on(counts, node),
-                        None => drop(domains.insert(value.to_owned(), on(counts, node))),
-                    }
-                }
-            }
-        }
-        cx.put(Required(all));
+        let domains = counted(cluster, pod, &constraints, true);
+        let one = |(constraint, domains): (Spread, Domains)| {
+            let itself = i64::from(constraint.selects(pod));
+            Required { constraint, domains, itself, least: OnceLock::new() }
+        };
+        cx.put(Constraints(constraints.into_iter().zip(domains).map(one).collect()));
         Ok(true)
     }
 
     fn moved(&self, cx: &mut Cycle<'_>, pod: &PodInfo, other: &PodInfo, node: &NodeInfo, by: i64) {
-        let Some(Required(all)) = cx.get_mut::<Required>() else { return };
+        let Some(Constraints(all)) = cx.get_mut::<Constraints>() else { return };
         if other.key.namespace != pod.key.namespace || other.pod.is_deleting() {
             return;
         }
-        if all.iter().any(|(c, _)| node.label(&c.topology_key).is_none()) {
+        if all.iter().any(|required| required.domains.of(node.slot).is_none()) {
             return;
         }
-        for (constraint, domains) in all {
+        for Required { constraint, domains, least, .. } in all {
             let everything = constraint.selector.as_ref().is_none_or(LabelSelector::is_everything);
-            if !everything
-                && constraint.selects(other)
-                && includes(constraint, pod, node)
-                && let Some(number) = node.label(&constraint.topology_key).and_then(|v| domains.get_mut(v))
-            {
-                *number += by;
+            if !everything && constraint.selects(other) && includes(constraint, pod, node) {
+                domains.add(node.slot, by);
+                *least = OnceLock::new();
             }
         }
     }
 }
 
 impl Filter for PodTopologySpread {
-    fn filter(&self, cx: &Cycle<'_>, pod: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
-        let Some(Required(all)) = cx.get::<Required>() else { return Ok(()) };
-        for (constraint, domains) in all {
-            let Some(value) = node.label(&constraint.topology_key) else {
-                let reason = "node(s) didn't match pod topology spread constraints (missing required label)";
-                return Err(Reject::never(reason));
-            };
-            let enough = i64::try_from(domains.len()).unwrap_or(i64::MAX) >= constraint.min_domains;
-            let least = if enough { domains.values().copied().min().unwrap_or(0) } else { 0 };
-            let itself = i64::from(constraint.selects(pod));
-            let there = domains.get(value).copied().unwrap_or(0);
-            if there + itself - least > constraint.max_skew {
-                return Err(Reject::full("node(s) didn't match pod topology spread constraints"));
-            }
+    fn filter(&self, cx: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> Result<(), Reject> {
+        match cx.get::<Constraints>().map_or(0, |all| all.check(node.slot)) {
+            0 => Ok(()),
+            number => Err(refusal(number)),
         }
-        Ok(())
     }
 }
 
-/// A preferred constraint with the number of selected pods in each domain of the feasible nodes.
+/// A preferred constraint with the number of selected pods in each domain.
 struct Preferred {
-    constraint: Spread,
-    counts: Arc<Counts>,
-    /// `None`: the domains are single nodes.
-    domains: Option<HashMap<String, i64>>,
-    /// Weight of a pod, larger for constraints with more domains.
+    max_skew: i64,
+    domains: Domains,
+    /// The number of selected pods by node, if the domains are single nodes.
+    by_node: Option<Arc<Vec<i32>>>,
+    /// Weight of a pod, larger for constraints with more domains among the feasible nodes.
     weight: f64,
 }
 
@@ -221,85 +273,127 @@ struct Wishes {
 }
 
 impl Wishes {
-    fn ignores(&self, node: &NodeInfo) -> bool {
-        self.strict && self.all.iter().any(|p| node.label(&p.constraint.topology_key).is_none())
+    fn ignores(&self, slot: usize) -> bool {
+        self.strict && self.all.iter().any(|wish| wish.domains.of(slot).is_none())
+    }
+
+    fn score(&self, slot: usize) -> i64 {
+        if self.ignores(slot) {
+            return 0;
+        }
+        let mut score = 0.0;
+        for wish in &self.all {
+            let Some(domain) = wish.domains.of(slot) else { continue };
+            let there = match &wish.by_node {
+                Some(by_node) => by_node.get(slot).copied().unwrap_or(0).into(),
+                None => wish.domains.pods_in(domain),
+            };
+            score += there as f64 * wish.weight + (wish.max_skew - 1) as f64;
+        }
+        score.round() as i64
+    }
+
+    fn normalize(&self, slots: impl Iterator<Item = usize> + Clone, scores: &mut [i64]) {
+        if !self.strict {
+            let (least, most) = limits(scores);
+            return replace(scores, (least, most), |score| match most {
+                0 => 100,
+                most => 100 * (most + least - score) / most,
+            });
+        }
+        let ignored = |slot: usize| self.ignores(slot);
+        let counted =
+            || scores.iter().zip(slots.clone()).filter(|(_, slot)| !ignored(*slot)).map(|(s, _)| *s);
+        let (least, most) = (counted().min().unwrap_or(0), counted().max().unwrap_or(0));
+        for (score, slot) in scores.iter_mut().zip(slots) {
+            *score = match (ignored(slot), most) {
+                (true, _) => 0,
+                (false, 0) => 100,
+                (false, most) => 100 * (most + least - *score) / most,
+            };
+        }
     }
 }
 
-impl PreScore for PodTopologySpread {
-    fn pre_score(&self, cx: &mut Cycle<'_>, pod: &PodInfo, nodes: &[&NodeInfo]) -> bool {
+impl PodTopologySpread {
+    /// Counts for the score. `slots` returns the indexes of the feasible nodes.
+    fn prepare<'s>(&self, cx: &mut Cycle<'_>, pod: &PodInfo, slots: &dyn Fn() -> &'s [u32]) -> bool {
         let cluster = cx.cluster();
         let constraints = self.constraints(cluster, pod, false);
         if constraints.is_empty() {
             return false;
         }
         let strict = !self.system || !pod.spread.is_empty();
-        let lacks =
-            |node: &NodeInfo| strict && constraints.iter().any(|c| node.label(&c.topology_key).is_none());
-        let scored: Vec<&&NodeInfo> = nodes.iter().filter(|node| !lacks(node)).collect();
-        let mut all = Vec::with_capacity(constraints.len());
-        for constraint in &constraints {
-            let counts = selected(cluster, pod, constraint);
-            let mut domains = None;
-            let mut size = scored.len();
-            if constraint.topology_key != HOSTNAME {
-                let mut numbers: HashMap<String, i64> = HashMap::new();
-                for value in scored.iter().filter_map(|node| node.label(&constraint.topology_key)) {
-                    if !numbers.contains_key(value) {
-                        numbers.insert(value.to_owned(), 0);
-                    }
-                }
-                size = numbers.len();
-                for (name, number) in &*counts {
-                    let Some(node) = cluster.node(name) else { continue };
-                    if let Some(sum) = node.label(&constraint.topology_key).and_then(|v| numbers.get_mut(v))
-                        && !lacks(node)
-                        && includes(constraint, pod, node)
-                    {
-                        *sum += number;
-                    }
-                }
-                domains = Some(numbers);
+        let domains = counted(cluster, pod, &constraints, strict);
+        let has_all = |slot: usize| domains.iter().all(|domains| domains.of(slot).is_some());
+        let everywhere = domains.iter().all(|domains| domains.whole(cluster.nodes().len()));
+        let slots = slots();
+        let scored =
+            || slots.iter().map(|slot| *slot as usize).filter(|slot| !strict || everywhere || has_all(*slot));
+        let weight = |size: usize| ((size + 2) as f64).ln();
+        let all = constraints.iter().zip(&domains).map(|(constraint, domains)| {
+            let host = constraint.topology_key == HOSTNAME;
+            let question = question(pod, constraint).filter(|_| host);
+            Preferred {
+                max_skew: constraint.max_skew,
+                domains: domains.clone(),
+                weight: weight(if host { scored().count() } else { domains.among(scored()) }),
+                by_node: host.then(|| question.map(|q| cluster.by_node(&q)).unwrap_or_default()),
             }
-            let weight = ((size + 2) as f64).ln();
-            all.push(Preferred { constraint: constraint.clone(), counts, domains, weight });
-        }
-        cx.put(Wishes { all, strict });
+        });
+        let wishes = Wishes { all: all.collect(), strict: strict && !everywhere };
+        cx.put(wishes);
         true
+    }
+}
+
+impl PreScore for PodTopologySpread {
+    fn pre_score(&self, cx: &mut Cycle<'_>, pod: &PodInfo, nodes: &[&NodeInfo]) -> bool {
+        let slots: Vec<u32> = nodes.iter().map(|n| u32::try_from(n.slot).unwrap_or(u32::MAX)).collect();
+        self.prepare(cx, pod, &|| &slots)
     }
 }
 
 impl Score for PodTopologySpread {
     fn score(&self, cx: &Cycle<'_>, _: &PodInfo, node: &NodeInfo) -> i64 {
-        let Some(wishes) = cx.get::<Wishes>() else { return 0 };
-        if wishes.ignores(node) {
-            return 0;
-        }
-        let mut score = 0.0;
-        for wish in &wishes.all {
-            let Some(value) = node.label(&wish.constraint.topology_key) else { continue };
-            let there = match &wish.domains {
-                None => on(&wish.counts, node),
-                Some(domains) => domains.get(value).copied().unwrap_or(0),
-            };
-            score += there as f64 * wish.weight + (wish.constraint.max_skew - 1) as f64;
-        }
-        score.round() as i64
+        cx.get::<Wishes>().map_or(0, |wishes| wishes.score(node.slot))
     }
 }
 
 impl NormalizeScore for PodTopologySpread {
     fn normalize(&self, cx: &Cycle<'_>, _: &PodInfo, nodes: &[&NodeInfo], scores: &mut [i64]) {
-        let Some(wishes) = cx.get::<Wishes>() else { return };
-        let counted: Vec<bool> = nodes.iter().map(|node| !wishes.ignores(node)).collect();
-        let of_counted = || scores.iter().zip(&counted).filter(|(_, counted)| **counted).map(|(s, _)| *s);
-        let (least, most) = (of_counted().min().unwrap_or(0), of_counted().max().unwrap_or(0));
-        for (score, counted) in scores.iter_mut().zip(&counted) {
-            *score = match (counted, most) {
-                (false, _) => 0,
-                (true, 0) => 100,
-                (true, most) => 100 * (most + least - *score) / most,
-            };
+        if let Some(wishes) = cx.get::<Wishes>() {
+            wishes.normalize(nodes.iter().map(|node| node.slot), scores);
+        }
+    }
+}
+
+impl AtOnce for PodTopologySpread {
+    fn filter<'a>(&'a self, cx: &'a Cycle<'_>, _: &'a PodInfo) -> Box<dyn Fn(usize) -> u8 + 'a> {
+        match cx.get::<Constraints>() {
+            Some(all) => Box::new(|slot| all.check(slot)),
+            None => Box::new(|_| 0),
+        }
+    }
+
+    fn refusal(&self, number: u8) -> Reject {
+        refusal(number)
+    }
+
+    fn pre_score(&self, cx: &mut Cycle<'_>, pod: &PodInfo, nodes: &Feasible<'_>) -> bool {
+        self.prepare(cx, pod, &|| nodes.slots())
+    }
+
+    fn score(&self, cx: &Cycle<'_>, _: &PodInfo, nodes: &[u32], scores: &mut [i64]) {
+        let Some(wishes) = cx.get::<Wishes>() else { return scores.fill(0) };
+        for (score, slot) in scores.iter_mut().zip(nodes) {
+            *score = wishes.score(*slot as usize);
+        }
+    }
+
+    fn normalize(&self, cx: &Cycle<'_>, nodes: &[u32], scores: &mut [i64]) {
+        if let Some(wishes) = cx.get::<Wishes>() {
+            wishes.normalize(nodes.iter().map(|slot| *slot as usize), scores);
         }
     }
 }
@@ -322,6 +416,7 @@ impl EnqueueExtensions for PodTopologySpread {
 
 impl Plugin for PodTopologySpread {
     fn points(self) -> Points {
-        Points::of(self).pre_filters().filters().pre_scores().scores(2).normalizes().wakes().points()
+        let points = Points::of(self).pre_filters().filters().pre_scores().scores(2).normalizes();
+        points.wakes().at_once().points()
     }
 }

@@ -217,7 +217,8 @@ impl Trace for Refusals {
 
 fn feasible(profile: &Profile, cluster: &Cluster, info: &PodInfo) -> (BTreeSet<usize>, Decision) {
     let mut refusals = Refusals::default();
-    let decision = profile.decide(cluster, info, &mut 0, &mut StdRng::seed_from_u64(3), &mut refusals);
+    let decision =
+        profile.decide(cluster, info, &mut Kept::default(), &mut StdRng::seed_from_u64(3), &mut refusals);
     let all = cluster.nodes().iter().map(|n| n.name().to_owned());
     let left = all.filter(|n| !refusals.0.contains(n)).map(|n| n.parse().unwrap()).collect();
     (left, decision)

@@ -79,16 +79,19 @@ fn probed() -> (Profile, Arc<Recorder>) {
     let probe =
         Points::of(Probe(calls.clone())).pre_filters().filters().post_filters().pre_scores().scores(2);
     let rows = vec![probe.normalizes().named("Probe").points()];
-    (Profile { name: "mine".into(), rows, enough: Enough::Number(100) }, calls)
+    (Profile { name: "mine".into(), rows, enough: Enough::All }, calls)
 }
 
 fn decide(name: &str) -> (Decision, Vec<&'static str>) {
     let (profile, calls) = probed();
     let cluster = cluster([node("a", "4", &[]), node("b", "4", &[])]);
     let info = PodInfo::new(Arc::new(pod(name, "1")));
-    let decision = profile.decide(&cluster, &info, &mut 0, &mut StdRng::seed_from_u64(1), &mut ());
+    let decision =
+        profile.decide(&cluster, &info, &mut Kept::default(), &mut StdRng::seed_from_u64(1), &mut ());
     if let Decision::Nowhere(why) = &decision {
-        let Nomination::No(reason) = profile.post_filter(&cluster, &info, why) else { panic!() };
+        let Nomination::No(reason) = profile.post_filter(&cluster, &info, why, &mut Kept::default()) else {
+            panic!()
+        };
         assert_eq!(reason, if name == "full" { "help: none." } else { "" }, "{why:?}");
     }
     let calls = calls.0.lock().unwrap().clone();

@@ -15,7 +15,7 @@ fn with(pod: Pod, priority: i32, labels: Value) -> Arc<PodInfo> {
 
 fn nominate(cluster: &Cluster, info: &PodInfo) -> Nomination {
     let profile = profile();
-    match profile.decide(cluster, info, &mut 0, &mut StdRng::seed_from_u64(1), &mut ()) {
+    match profile.decide(cluster, info, &mut Kept::default(), &mut StdRng::seed_from_u64(1), &mut ()) {
         Decision::Nowhere(why) => nomination(&profile, cluster, info, &why),
         Decision::Fits(fit) => panic!("{fit:?}"),
     }
