@@ -51,7 +51,8 @@ fn reached() -> Outcome {
     let outside = NetworkNamespace::new()?;
     connect(&cluster, &outside)?;
     cluster.load_images()?;
-    cluster.start_up()?;
+    // Its Service would have port 80.
+    cluster.start_up_with(&["--disable", "ingress"])?;
     {
         let n = cluster.namespace("lb")?;
         n.ok(&["apply", "-f", "-"], &deployment("web", 2).to_string())?;
