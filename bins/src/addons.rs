@@ -26,6 +26,8 @@ pub enum Addon {
     /// The load balancer of Services: they get the addresses of nodes.
     #[value(name = "servicelb")]
     ServiceLb,
+    /// The Ingress controller and the IngressClass `hyperkube`.
+    Ingress,
 }
 
 /// Lets those who may view, edit or administer a namespace read the metrics of its pods, as metrics-server's

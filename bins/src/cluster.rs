@@ -20,10 +20,12 @@ use k8s_runtime::{
 use k8s_tls::ServerTls;
 
 use crate::{
-    control_plane::{ControlPlane, Kubeconfigs},
+    addons::Addon,
+    control_plane::{ControlPlane, Kubeconfigs, limits},
     error::ClusterError,
     extensions::Builder,
     identities,
+    ingress::{self, Ingress, IngressConfig},
     network::{Network, NetworkConfig, Parts},
     node::{self, LocalNode, NodeConfig},
     paths::{Lock, Paths},
@@ -85,6 +87,7 @@ pub struct Cluster {
     nodes: Vec<LocalNode>,
     simulated: Option<SimulatedNodes>,
     network: Option<Network>,
+    ingress: Option<Ingress>,
     /// Data directory lock, held until the cluster is down.
     _lock: Lock,
 }
@@ -355,6 +358,9 @@ impl Cluster {
     /// ```
     pub async fn shutdown(mut self) {
         self.plane.api.begin_shutdown().await;
+        if let Some(ingress) = self.ingress {
+            ingress.shutdown().await;
+        }
         for node in self.nodes {
             node.shutdown().await;
         }
@@ -476,9 +482,32 @@ impl Cluster {
                 crate::network::publish_dns(&client, dns, &choices.settings.cluster_domain)
                     .await
                     .map_err(ClusterError::of("make the kube-dns Service"))?;
+                if !choices.settings.disable.contains(&Addon::Ingress) {
+                    self.ingress = Some(self.ingress(choices, &config).await?);
+                }
             }
         }
         Ok(())
+    }
+
+    /// Starts the Ingress controller of the node on this machine.
+    async fn ingress(&self, choices: &ClusterConfig, node: &NodeConfig) -> Result<Ingress, ClusterError> {
+        let api = &self.plane.api;
+        let gateway = self.network.as_ref().map_or(node.address, Network::gateway);
+        let account = User::service_account("kube-system", ingress::ACCOUNT);
+        let config = IngressConfig {
+            pki: &api.pki,
+            renewals: &api.renewals,
+            client: api.client_as(account),
+            admin: self.client(),
+            gateway,
+            node: (&node.name, node.address),
+            flags: &choices.settings.ingress,
+            // Each may have one to an endpoint; as many descriptors are left for all else.
+            connections: limits().connections / 3,
+            metrics: node.metrics.clone(),
+        };
+        Ingress::start(config).await
     }
 
     /// Returns address and TLS of the kubelet's API on this machine. The certificate is renewed with the

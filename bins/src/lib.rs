@@ -43,6 +43,7 @@ mod extensions;
 pub mod front_proxy;
 pub mod identities;
 mod inflight;
+mod ingress;
 mod lifecycle;
 pub mod network;
 pub mod node;

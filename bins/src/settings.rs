@@ -11,8 +11,8 @@ use ipnet::Ipv4Net;
 use crate::{
     addons::Addon, admission::AdmissionSettings, audit::AuditSettings,
     authentication::AuthenticationSettings, authorization::AuthorizationFlags, autoscaling::AutoscalingFlags,
-    encryption::EncryptionSettings, inflight::InflightSettings, lifecycle::LifecycleSettings, ranges,
-    serving::ServingSettings, versions::VersionSettings,
+    encryption::EncryptionSettings, inflight::InflightSettings, ingress::IngressFlags,
+    lifecycle::LifecycleSettings, ranges, serving::ServingSettings, versions::VersionSettings,
 };
 
 /// Settings of a cluster. Each field is a flag of `up` and `server`, a variable of the environment, a key of
@@ -57,6 +57,8 @@ pub(crate) struct ClusterSettings {
     /// `prometheus.io/scrape: "true"` (and `prometheus.io/port`, `prometheus.io/path`).
     #[arg(long)]
     pub(crate) custom_metrics: bool,
+    #[command(flatten)]
+    pub(crate) ingress: IngressFlags,
     #[command(flatten)]
     pub(crate) autoscaling: AutoscalingFlags,
     #[command(flatten)]

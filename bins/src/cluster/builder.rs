@@ -275,6 +275,9 @@ impl ClusterBuilder {
         if config.node == Node::Local && runtime.is_none() {
             node::check(&paths)?;
         }
+        // Without a node on the pod network there is nothing to route.
+        let routes =
+            config.node == Node::Local && runtime.is_none() && !settings.disable.contains(&Addon::Ingress);
         let balances = !settings.disable.contains(&Addon::ServiceLb);
         let selection = extensions.select(&settings.controllers)?;
         let selection = if balances { selection.with(SERVICE_LB) } else { selection.without(SERVICE_LB) };
@@ -309,14 +312,22 @@ impl ClusterBuilder {
                 .then(|| settings.autoscaling.options().sync_period.min(METRICS_AGE)),
             local_storage: Some(!settings.disable.contains(&Addon::LocalStorage)),
             service_lb: Some(balances),
+            ingress: Some(routes),
             authorization_flags: settings.authorization.clone(),
             ..ApiConfig::default()
         };
         let autoscaling = settings.autoscaling.options();
         let plane =
             ControlPlane::start(&paths, api, selection, pods, autoscaling, node_grace, extensions).await?;
-        let mut cluster =
-            Cluster { paths, plane, nodes: Vec::new(), simulated: None, network: None, _lock: lock };
+        let mut cluster = Cluster {
+            paths,
+            plane,
+            nodes: Vec::new(),
+            simulated: None,
+            network: None,
+            ingress: None,
+            _lock: lock,
+        };
         match cluster.add_nodes(&config, runtime, advertise, (pods, dns)).await {
             Ok(()) => Ok(cluster),
             Err(e) => {

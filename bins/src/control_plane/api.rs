@@ -41,7 +41,7 @@ use crate::{
     error::ClusterError,
     extensions::Serve,
     front_proxy::FrontProxy,
-    identities,
+    identities, ingress,
     lifecycle::LifecycleSettings,
     paths::Paths,
     pki::{Identity, Pki, Validity},
@@ -102,6 +102,9 @@ pub(crate) struct ApiConfig {
     pub(crate) local_storage: Option<bool>,
     /// True: make what the load balancer of Services needs; false: remove it. `None`: leave it.
     pub(crate) service_lb: Option<bool>,
+    /// True: make the class and the role of the Ingress controller; false: remove them and its Service.
+    /// `None`: leave them.
+    pub(crate) ingress: Option<bool>,
     /// Send warnings about kinds and fields without effect.
     pub(crate) warn_unenforced: bool,
     /// Limits on clients over the socket.
@@ -135,6 +138,7 @@ impl Default for ApiConfig {
             custom_metrics: None,
             local_storage: None,
             service_lb: None,
+            ingress: None,
             warn_unenforced: true,
             limits: limits(),
         }
@@ -206,6 +210,7 @@ impl Api {
             .authenticator(authenticator)
             .authorization(config.authorization.clone())
             .warn_unenforced(config.warn_unenforced)
+            .serves_ingresses(config.ingress == Some(true))
             .track_token_uses(true)
             .service_account_key(signing_key)
             .service_account_tokens(account_tokens)
@@ -314,6 +319,12 @@ impl Api {
             None => Ok(()),
         };
         balanced.map_err(ClusterError::of("prepare the load balancer of Services"))?;
+        let ingress = match config.ingress {
+            Some(true) => ingress::prepare(&admin).await,
+            Some(false) => ingress::remove(&admin).await,
+            None => Ok(()),
+        };
+        ingress.map_err(ClusterError::of("prepare the Ingress controller"))?;
         let client_cas = own.as_ref().map_or_else(|| self.pki.ca().to_owned(), |files| files.client_cas());
         front_proxy
             .publish(&admin, &client_cas)

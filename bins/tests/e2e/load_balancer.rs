@@ -12,7 +12,7 @@ use crate::{
 pub const TESTS: &[crate::Test] = &[("load_balancers_are_reached_from_outside", reached)];
 
 /// Connects a cluster's network namespace (192.0.2.2) to an outside (192.0.2.1), its default gateway.
-fn connect(cluster: &Cluster, outside: &NetworkNamespace) -> Outcome {
+pub fn connect(cluster: &Cluster, outside: &NetworkNamespace) -> Outcome {
     let peer = format!("link add up0 type veth peer name eth0 netns {}", outside.id());
     for (namespace, command) in [
         (&cluster.net, peer.as_str()),
@@ -51,7 +51,8 @@ fn reached() -> Outcome {
     let outside = NetworkNamespace::new()?;
     connect(&cluster, &outside)?;
     cluster.load_images()?;
-    cluster.start_up()?;
+    // Its Service would have port 80.
+    cluster.start_up_with(&["--disable", "ingress"])?;
     {
         let n = cluster.namespace("lb")?;
         n.ok(&["apply", "-f", "-"], &deployment("web", 2).to_string())?;

@@ -20,6 +20,7 @@ mod eviction;
 mod full_disk;
 mod harness;
 mod image_volumes;
+mod ingress;
 mod kubectl;
 mod limits;
 mod load_balancer;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         envtest::TESTS,
         eviction::TESTS,
         full_disk::TESTS,
+        ingress::TESTS,
         load_balancer::TESTS,
         names::TESTS,
         restart::TESTS,

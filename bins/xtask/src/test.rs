@@ -14,6 +14,7 @@ use crate::{
 /// Programs that tests run, and their Debian packages.
 const TOOLS: &[(&str, &str)] = &[
     ("busybox", "busybox-static"),
+    ("curl", "curl"),
     ("kubectl", "kubernetes-client"),
     ("nft", "nftables"),
     ("unshare", "util-linux"),

@@ -56,6 +56,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("k8s-builtin", &["k8s-core", "k8s-controllers", "k8s-metrics", "k8s-quota"]),
     ("k8s-runtime", &["k8s-tls"]),
     ("k8s-net", &["k8s-core", "k8s-metrics"]),
+    ("k8s-ingress", &["k8s-core", "k8s-metrics", "k8s-tls"]),
     (
         "k8s-apiserver",
         &["k8s-core", "k8s-cel", "k8s-metrics", "k8s-quota", "k8s-schema", "k8s-store", "k8s-tls"],
@@ -89,6 +90,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "k8s-controllers",
             "k8s-runtime",
             "k8s-net",
+            "k8s-ingress",
             "k8s-apiserver",
             "k8s-scheduler",
             "k8s-simulated",

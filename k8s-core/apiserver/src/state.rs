@@ -102,6 +102,8 @@ pub(crate) struct State {
     pub(crate) pace: Pace,
     /// Warn about fields and kinds that are stored and not acted on.
     pub(crate) warns_unenforced: bool,
+    /// An Ingress controller runs.
+    pub(crate) serves_ingresses: bool,
     /// The range of pod addresses, where it is configured.
     pub(crate) pod_range: Option<ipnet::Ipv4Net>,
     pub(crate) gate: Arc<Gate>,

@@ -27,14 +27,14 @@ const NO_CSI: &str = "CSI drivers are not supported: the object is stored, but n
 
 const NO_CSI_MOUNT: &str = "no CSI driver can register with the kubelet: the scheduler and the controllers read the object, but no volume is mounted by a driver";
 
+/// Ingresses are acted on where a controller for them runs.
+const INGRESSES: &str = "ingresses.networking.k8s.io";
+
 const KINDS: &[Kind] = &[
     Kind("csidrivers.storage.k8s.io", NO_CSI_MOUNT),
     Kind("csinodes.storage.k8s.io", NO_CSI_MOUNT),
     Kind("csistoragecapacities.storage.k8s.io", NO_CSI_MOUNT),
-    Kind(
-        "ingresses.networking.k8s.io",
-        "no ingress controller runs in this cluster: the Ingress is stored, but not acted on",
-    ),
+    Kind(INGRESSES, "no ingress controller runs in this cluster: the Ingress is stored, but not acted on"),
     Kind(
         "networkpolicies.networking.k8s.io",
         "network policies are stored, but not enforced: all traffic is let through",
@@ -199,7 +199,9 @@ pub(crate) fn warn(
     if let Some(old) = old {
         let before = of(&resource.storage, old, &ranges);
         found.retain(|warning| !before.contains(warning));
-    } else if let Some(kind) = KINDS.iter().find(|kind| kind.0 == &*resource.storage) {
+    } else if let Some(kind) = KINDS.iter().find(|kind| kind.0 == &*resource.storage)
+        && !(state.serves_ingresses && kind.0 == INGRESSES)
+    {
         found.insert(0, kind.1.to_owned());
     }
     for warning in found {

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::{
     Report,
-    workload::{fetch, get},
+    workload::{fetch, get, get_as},
 };
 use crate::{
     Cluster,
@@ -37,6 +37,7 @@ const NAMESPACE: &str = include_str!("../../../manifests/namespace.yaml");
 const CONFIG: &str = include_str!("../../../manifests/config.yaml");
 const DEPLOYMENT: &str = include_str!("../../../manifests/deployment.yaml");
 const SERVICE: &str = include_str!("../../../manifests/service.yaml");
+const INGRESS: &str = include_str!("../../../manifests/ingress.yaml");
 const JOB: &str = include_str!("../../../manifests/job.yaml");
 
 /// Timeout of a step.
@@ -214,7 +215,7 @@ async fn reach(client: &Client, running: &[Pod], report: &mut Report) -> Result<
     let spec = service.spec.unwrap_or_default();
     let address = spec.cluster_ip.unwrap_or_default();
     report.begin("reaching the pods");
-    let answer = reach_all(&format!("{address}:80"), &names).await?;
+    let answer = reach_all(&format!("{address}:8000"), &names).await?;
     let right = answer["env"] == json!({"GREETING": "hello", "PASSWORD": "swordfish"})
         && answer["files"]["config/motd"] == "the sea was angry that day"
         && answer["files"]["secret/PASSWORD"] == "swordfish"
@@ -230,7 +231,8 @@ async fn reach(client: &Client, running: &[Pod], report: &mut Report) -> Result<
     for name in ["web.demo", "web.demo.svc.cluster.local"] {
         let mut seen = BTreeSet::new();
         for _ in 0..200 {
-            let body = get(&format!("{inside}:8080"), &format!("/fetch?{name}:80")).await.unwrap_or_default();
+            let body =
+                get(&format!("{inside}:8080"), &format!("/fetch?{name}:8000")).await.unwrap_or_default();
             if let Ok(answer) = serde_json::from_str::<Value>(&body) {
                 seen.insert(answer["pod"].as_str().unwrap_or_default().to_owned());
             } else {
@@ -255,8 +257,17 @@ async fn reach(client: &Client, running: &[Pod], report: &mut Report) -> Result<
         service.status?.load_balancer?.ingress?.into_iter().next()?.ip
     })
     .await?;
-    reach_all(&format!("{external}:80"), &names).await?;
+    reach_all(&format!("{external}:8000"), &names).await?;
     report.done(&format!("all 3 reached through the load balancer's address {external}"));
+    report.begin("reaching the Ingress");
+    apply_manifest(client, INGRESS).await?;
+    until(client, "the Ingress route", || async {
+        let answer = get_as(&format!("{external}:80"), "web.example.com", "/").await.ok()?;
+        let answer: Value = serde_json::from_str(&answer).ok()?;
+        names.contains(answer["pod"].as_str()?).then_some(())
+    })
+    .await?;
+    report.done(&format!("a pod reached through the Ingress for web.example.com, at {external}:80"));
     Ok(())
 }
 
@@ -365,7 +376,7 @@ async fn roll(client: &Client, report: &mut Report) -> Result<(), Failure> {
         .get("web")
         .await
         .map_err(Failure::because("read the Service"))?;
-    let target = format!("{}:80", service.spec.and_then(|s| s.cluster_ip).unwrap_or_default());
+    let target = format!("{}:8000", service.spec.and_then(|s| s.cluster_ip).unwrap_or_default());
     for (image, version, what) in
         [("demo/web:v2", "v2", "rolled out version 2"), ("demo/web:v1", "v1", "rolled back to version 1")]
     {

@@ -120,9 +120,13 @@ pub(crate) async fn fetch(target: &str) -> std::io::Result<String> {
 
 /// Performs one HTTP/1.1 exchange on a new connection.
 pub(crate) async fn get(target: &str, path: &str) -> std::io::Result<String> {
+    get_as(target, target.split(':').next().unwrap_or(target), path).await
+}
+
+/// As [`get`], for a host of this name.
+pub(crate) async fn get_as(target: &str, host: &str, path: &str) -> std::io::Result<String> {
     let exchange = async {
         let mut stream = TcpStream::connect(target).await?;
-        let host = target.split(':').next().unwrap_or(target);
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();

@@ -61,6 +61,7 @@ pub struct Builder {
     front_proxy: Option<ClientIdentity>,
     pace: Pace,
     warns_unenforced: bool,
+    serves_ingresses: bool,
     runtime_config: Vec<String>,
     tracks_tokens: bool,
     limits: Limits,
@@ -100,6 +101,7 @@ impl Builder {
             front_proxy: None,
             pace: Pace::default(),
             warns_unenforced: true,
+            serves_ingresses: false,
             runtime_config: Vec::new(),
             tracks_tokens: false,
             limits: Limits::default(),
@@ -355,6 +357,13 @@ impl Builder {
         self
     }
 
+    /// An Ingress controller runs beside the server, so that no warning tells of none. Default: false.
+    #[must_use]
+    pub fn serves_ingresses(mut self, serves: bool) -> Self {
+        self.serves_ingresses = serves;
+        self
+    }
+
     /// Turns versions and resources on or off (`--runtime-config`): `api/all`, `api/ga`, `api/beta`,
     /// `api/alpha`, `GROUP/VERSION` or `GROUP/VERSION/RESOURCE`, each with `=true` or `=false`. Default:
     /// none.
@@ -472,6 +481,7 @@ impl Builder {
                 front_proxy,
                 pace: self.pace,
                 warns_unenforced: self.warns_unenforced,
+                serves_ingresses: self.serves_ingresses,
                 pod_range: self.pod_range,
                 gate: Arc::new(Gate::new(self.limits, &self.metrics)),
                 metrics: crate::metrics::Metrics::new(self.metrics),
