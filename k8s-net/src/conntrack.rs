@@ -29,16 +29,24 @@ pub(crate) struct Flow {
     pub(crate) answering: Backend,
 }
 
-/// Deletes redirected UDP flows whose replies come from one of these endpoints.
-pub(crate) fn forget_udp(left: &HashSet<Backend>) -> io::Result<()> {
-    forget(|flow| flow.protocol == 17 && left.contains(&flow.answering) && flow.to != flow.answering)
-        .map(|_| ())
+/// A flow and what the kernel knows it by.
+#[derive(Debug)]
+pub(crate) struct Tracked {
+    pub(crate) flow: Flow,
+    tuple: Vec<u8>,
 }
 
-/// Deletes the flows that are chosen. Returns their number.
-pub(crate) fn forget(mut is_chosen: impl FnMut(&Flow) -> bool) -> io::Result<usize> {
+/// Deletes redirected UDP flows whose replies come from one of these endpoints.
+pub(crate) fn forget_udp(left: &HashSet<Backend>) -> io::Result<()> {
+    let is_stale = |flow: &Flow| flow.protocol == 17 && left.contains(&flow.answering);
+    forget(list(|flow| is_stale(flow) && flow.to != flow.answering)?)
+}
+
+/// Lists the flows that are chosen. This reads the whole table of the machine, which takes some milliseconds
+/// even when it is empty.
+pub(crate) fn list(mut is_chosen: impl FnMut(&Flow) -> bool) -> io::Result<Vec<Tracked>> {
     let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
-    let mut found: Vec<Vec<u8>> = Vec::new();
+    let mut found = Vec::new();
     socket.dump(
         |m, seq| {
             m.begin(GET, NLM_F_DUMP, seq, &HEAD).end();
@@ -48,22 +56,30 @@ pub(crate) fn forget(mut is_chosen: impl FnMut(&Flow) -> bool) -> io::Result<usi
             let (Some(orig), Some(reply)) = (attr_of(rest, TUPLE_ORIG), attr_of(rest, TUPLE_REPLY)) else {
                 return;
             };
-            if flow(orig, reply).is_some_and(|flow| is_chosen(&flow)) {
-                found.push(orig.to_vec());
+            if let Some(flow) = flow(orig, reply).filter(|flow| is_chosen(flow)) {
+                found.push(Tracked { flow, tuple: orig.to_vec() });
             }
         },
     )?;
-    let count = found.len();
-    for orig in found {
+    Ok(found)
+}
+
+/// Deletes these flows. One that is gone is no error.
+pub(crate) fn forget(flows: Vec<Tracked>) -> io::Result<()> {
+    if flows.is_empty() {
+        return Ok(());
+    }
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+    for Tracked { tuple, .. } in flows {
         let deleted = socket.acked(|m: &mut Messages, seq| {
-            m.begin(DELETE, NLM_F_ACK, seq, &HEAD).attr(TUPLE_ORIG | 0x8000, &orig).end();
+            m.begin(DELETE, NLM_F_ACK, seq, &HEAD).attr(TUPLE_ORIG | 0x8000, &tuple).end();
         });
         match deleted {
             Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e),
             _ => {}
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 fn flow(orig: &[u8], reply: &[u8]) -> Option<Flow> {

@@ -42,13 +42,13 @@ fn one_change_among_many_policies_is_quick() {
         let mut times: Vec<Duration> = (0..200)
             .map(|round| {
                 let before = rules.stats.borrow().transactions;
+                let since = Instant::now();
                 change(round);
-                let end = Instant::now() + WAIT;
                 while rules.stats.borrow().transactions == before {
-                    assert!(Instant::now() < end, "{what} {round} was not applied");
-                    std::thread::sleep(Duration::from_micros(100));
+                    assert!(since.elapsed() < WAIT * 2, "{what} {round} was not applied");
+                    std::thread::sleep(Duration::from_micros(50));
                 }
-                rules.stats.borrow().last
+                since.elapsed()
             })
             .collect();
         times.sort();

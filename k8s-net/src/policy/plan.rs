@@ -410,9 +410,9 @@ impl Plan {
             && e.get(Key::Ingress(to)).is_none_or(|profile| check(profile, from))
     }
 
-    /// Returns true if a policy isolates the pod with this address.
-    pub(crate) fn is_isolated(&self, address: Ipv4Addr) -> bool {
-        self.elements.get(Key::Own(address)).is_some()
+    /// Returns the addresses of isolated pods.
+    pub(crate) fn isolated(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.elements.isolated()
     }
 
     /// Returns the pod that holds an address.
