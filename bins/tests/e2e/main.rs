@@ -24,6 +24,7 @@ mod kubectl;
 mod limits;
 mod load_balancer;
 mod manifests;
+mod network_policies;
 mod resize;
 mod restart;
 mod service_ranges;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         eviction::TESTS,
         full_disk::TESTS,
         load_balancer::TESTS,
+        network_policies::TESTS,
         restart::TESTS,
         serving::TESTS,
         storage::TESTS,
