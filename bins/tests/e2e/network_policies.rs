@@ -99,8 +99,7 @@ fn hold() -> Outcome {
     let unknown =
         json!({"podSelector": {"matchLabels": {"app": "web"}}, "ingress": [{"ports": [{"port": "htpp"}]}]});
     n.ok(&["apply", "-f", "-"], &policy(V1, "unknown", &unknown))?;
-    n.until(&["describe", "networkpolicy", "unknown"], "UnknownPortName", 10)?;
-    n.until(&["get", "events"], "has a port named htpp", 10)?;
+    n.until(&["get", "events", "--field-selector=reason=UnknownPortName"], "has a port named htpp", 10)?;
     reaches(&n, "friend", service, true)?;
     reaches(&n, "stranger", service, false)?;
 
