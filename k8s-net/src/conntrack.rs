@@ -3,10 +3,7 @@
 
 use std::{collections::HashSet, io, net::Ipv4Addr};
 
-use crate::{
-    netlink::{Messages, NLM_F_ACK, NLM_F_DUMP, Socket, attr_of},
-    proxy::Backend,
-};
+use crate::netlink::{Messages, NLM_F_ACK, NLM_F_DUMP, Socket, attr_of};
 
 const GET: u16 = 1 << 8 | 1;
 const DELETE: u16 = 1 << 8 | 2;
@@ -16,17 +13,24 @@ const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const HEAD: [u8; 4] = [2, 0, 0, 0];
 
+/// An end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct End {
+    pub(crate) address: Ipv4Addr,
+    pub(crate) port: u16,
+}
+
 /// A flow that the kernel tracks. Ports are 0 for protocols without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flow {
     /// IP protocol number.
     pub(crate) protocol: u8,
     /// Source of the first packet.
-    pub(crate) from: Backend,
+    pub(crate) from: End,
     /// Destination of the first packet, before translation.
-    pub(crate) to: Backend,
+    pub(crate) to: End,
     /// Source of the replies.
-    pub(crate) answering: Backend,
+    pub(crate) answering: End,
 }
 
 /// A flow and what the kernel knows it by.
@@ -37,7 +41,7 @@ pub(crate) struct Tracked {
 }
 
 /// Deletes redirected UDP flows whose replies come from one of these endpoints.
-pub(crate) fn forget_udp(left: &HashSet<Backend>) -> io::Result<()> {
+pub(crate) fn forget_udp(left: &HashSet<End>) -> io::Result<()> {
     let is_stale = |flow: &Flow| flow.protocol == 17 && left.contains(&flow.answering);
     forget(list(|flow| is_stale(flow) && flow.to != flow.answering)?)
 }
@@ -87,9 +91,9 @@ fn flow(orig: &[u8], reply: &[u8]) -> Option<Flow> {
     Some(Flow { protocol, from: side(orig, 1, 2)?, to: side(orig, 2, 3)?, answering: side(reply, 1, 2)? })
 }
 
-fn side(tuple: &[u8], address: u16, port: u16) -> Option<Backend> {
+fn side(tuple: &[u8], address: u16, port: u16) -> Option<End> {
     let (ip, proto) = (attr_of(tuple, TUPLE_IP)?, attr_of(tuple, TUPLE_PROTO)?);
     let address: Ipv4Addr = <[u8; 4]>::try_from(attr_of(ip, address)?).ok()?.into();
     let port = attr_of(proto, port).and_then(|port| Some(u16::from_be_bytes(port.try_into().ok()?)));
-    Some(Backend { address, port: port.unwrap_or(0) })
+    Some(End { address, port: port.unwrap_or(0) })
 }

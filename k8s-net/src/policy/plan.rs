@@ -347,11 +347,9 @@ impl Plan {
         if let Some(old) = std::mem::replace(&mut pod.class, class) {
             self.pairs.drop_class(old, &mut self.elements);
         }
-        for old in [std::mem::replace(&mut pod.ingress, ingress), std::mem::replace(&mut pod.egress, egress)]
-        {
-            if let Some(old) = old {
-                self.pairs.drop_profile(old, &mut self.elements);
-            }
+        let old = [std::mem::replace(&mut pod.ingress, ingress), std::mem::replace(&mut pod.egress, egress)];
+        for old in old.into_iter().flatten() {
+            self.pairs.drop_profile(old, &mut self.elements);
         }
         pod.held = held;
         self.pods.insert(key.clone(), pod);

@@ -39,7 +39,7 @@ use crate::{
     nft::{Batch, Nft},
 };
 
-/// What changed since the last transaction.
+/// Objects that changed since the last transaction.
 #[derive(Default)]
 struct Dirty {
     all: bool,
@@ -344,7 +344,6 @@ impl Worker {
     }
 
     /// Starts to read the flows that may have to be cut.
-    #[expect(clippy::disallowed_methods, reason = "the blocking task ends by itself")]
     fn read_flows(&mut self) {
         let Some(kernel) = &self.kernel else { return };
         let isolated: HashSet<Ipv4Addr> = kernel.plan.isolated().collect();
