@@ -152,18 +152,10 @@ fn two_programs_share_no_table() {
     finish(&host, config);
 }
 
-/// A pod that an earlier version connected to the bridge keeps its address and its connections when the
-/// kubelet attaches it again.
-#[test]
-fn pods_of_an_earlier_version_leave_the_bridge() {
-    let (host, _outside, bridge, config) = node("moved");
-    let (old, new) = (Ns::new(), Ns::new());
-    let pod = attachment("old", &old);
-    let (old_ip, new_ip) =
-        (attach(&host, &bridge, pod.clone()), attach(&host, &bridge, attachment("new", &new)));
-    let IpAddr::V4(address) = old_ip else { panic!("not IPv4") };
-    // As that version made it: a port of the bridge, with any MAC.
-    let path = old.path.clone();
+/// Connects an attached pod as an earlier version did: as a port of the bridge, with any MAC. Returns the name
+/// of the link.
+pub(super) fn make_port(host: &Ns, bridge: &'static str, pod: &Ns, address: Ipv4Addr) -> String {
+    let path = pod.path.clone();
     let link = host.run(move || {
         let mut rtnl = Rtnl::open().expect("rtnetlink");
         let hop = |l: &crate::rtnl::Listed| l.to == Ipv4Net::new_assert(address, 32);
@@ -171,14 +163,14 @@ fn pods_of_an_earlier_version_leave_the_bridge() {
         let link =
             rtnl.links().expect("lists").into_iter().find(|l| Some(l.index) == index).expect("link").name;
         rtnl.del_link(&link).expect("removes");
-        let bridge = rtnl.index_of("hk-moved").expect("asks").expect("bridge");
+        let bridge = rtnl.index_of(bridge).expect("asks").expect("bridge");
         rtnl.add_address(bridge, Ipv4Addr::new(10, 42, 0, 1), 24).expect("address");
         let file = std::fs::File::open(path).expect("namespace");
         let veth = Veth { host: &link, peer: "eth0", mtu: 1500, master: Some(bridge), macs: None, group: 0 };
         rtnl.add_veth(&veth, std::os::fd::AsFd::as_fd(&file)).expect("veth");
         link
     });
-    old.run(move || {
+    pod.run(move || {
         let mut rtnl = Rtnl::open().expect("rtnetlink");
         let index = rtnl.index_of("eth0").expect("asks").expect("eth0");
         rtnl.add_address(index, address, 32).expect("address");
@@ -189,6 +181,20 @@ fn pods_of_an_earlier_version_leave_the_bridge() {
         let how = How::Via { gateway, index: Some(index) };
         rtnl.set_route(&Route { to: cidr("0.0.0.0/0"), how, metric: 0 }).expect("default route");
     });
+    link
+}
+
+/// A pod that an earlier version connected to the bridge keeps its address and its connections when the
+/// kubelet attaches it again.
+#[test]
+fn pods_of_an_earlier_version_leave_the_bridge() {
+    let (host, _outside, bridge, config) = node("moved");
+    let (old, new) = (Ns::new(), Ns::new());
+    let pod = attachment("old", &old);
+    let (old_ip, new_ip) =
+        (attach(&host, &bridge, pod.clone()), attach(&host, &bridge, attachment("new", &new)));
+    let IpAddr::V4(address) = old_ip else { panic!("not IPv4") };
+    let link = make_port(&host, "hk-moved", &old, address);
     let listener = old.run(|| TcpListener::bind("0.0.0.0:90").expect("binds"));
     old.serve("old", 80);
     new.serve("new", 80);

@@ -290,8 +290,16 @@ impl Plan {
         if !std::mem::take(&mut self.blocks_changed) {
             return;
         }
+        let (intervals, left_out) = blocks::intervals(&self.blocks, blocks::MOST);
+        if !left_out.is_empty() {
+            let count = left_out.len();
+            tracing::warn!(
+                count,
+                "too many overlapping address blocks in network policies: the newest match nothing"
+            );
+        }
         let mut new = BTreeMap::new();
-        for (first, last, blocks) in blocks::intervals(&self.blocks) {
+        for (first, last, blocks) in intervals {
             let class = self.pairs.take_class(Class::Blocks(blocks), &mut self.elements);
             new.insert((first, last), class);
         }
