@@ -27,7 +27,6 @@ mod rules;
 mod table;
 mod worker;
 
-pub(crate) use plan::Backend;
 pub use publish::{OWN_PORTS, publish_own_ports};
 
 use std::{io, time::Duration};

@@ -26,6 +26,7 @@ mod limits;
 mod load_balancer;
 mod manifests;
 mod names;
+mod network_policies;
 mod resize;
 mod restart;
 mod service_ranges;
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         ingress::TESTS,
         load_balancer::TESTS,
         names::TESTS,
+        network_policies::TESTS,
         restart::TESTS,
         serving::TESTS,
         storage::TESTS,

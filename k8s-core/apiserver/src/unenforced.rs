@@ -35,10 +35,6 @@ const KINDS: &[Kind] = &[
     Kind("csinodes.storage.k8s.io", NO_CSI_MOUNT),
     Kind("csistoragecapacities.storage.k8s.io", NO_CSI_MOUNT),
     Kind(INGRESSES, "no ingress controller runs in this cluster: the Ingress is stored, but not acted on"),
-    Kind(
-        "networkpolicies.networking.k8s.io",
-        "network policies are stored, but not enforced: all traffic is let through",
-    ),
     Kind("volumeattachments.storage.k8s.io", NO_CSI),
     Kind("volumeattributesclasses.storage.k8s.io", NO_CSI),
 ];

@@ -33,6 +33,15 @@ pub(super) struct Ends<'a> {
     pub(super) mtu: u32,
 }
 
+/// Origin of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pair {
+    /// It was there, and may be of an earlier version.
+    Found,
+    /// It was created with the right MACs.
+    Made,
+}
+
 /// Returns the name of the host end of a sandbox's veth pair. It depends on the bridge, so that clusters do
 /// not collide.
 pub(super) fn host_link(bridge: &str, sandbox: &str) -> String {
@@ -49,7 +58,7 @@ pub(super) fn pod_mac(address: Ipv4Addr) -> [u8; 6] {
 pub(super) fn connect(ends: &Ends<'_>) -> io::Result<()> {
     let mut rtnl = Rtnl::open()?;
     if let Some(index) = rtnl.index_of(ends.host)? {
-        if ends.inner()? {
+        if ends.inner(Pair::Found)? {
             rtnl.set_mac(index, ends.gateway_mac)?;
             rtnl.set_group(index, ends.group)?;
             rtnl.set_no_master(index)?;
@@ -70,7 +79,11 @@ pub(super) fn connect(ends: &Ends<'_>) -> io::Result<()> {
     rtnl.add_veth(&veth, namespace.as_fd())?;
     let index = rtnl.index_of(ends.host)?.ok_or_else(|| io::Error::other("new link is not there"))?;
     ends.outer(&mut rtnl, index)?;
-    if ends.inner()? { Ok(()) } else { Err(io::Error::other("the pod's link is not in its namespace")) }
+    if ends.inner(Pair::Made)? {
+        Ok(())
+    } else {
+        Err(io::Error::other("the pod's link is not in its namespace"))
+    }
 }
 
 impl Ends<'_> {
@@ -91,7 +104,7 @@ impl Ends<'_> {
     }
 
     /// Configures the pod's end; returns `false` if the link does not exist.
-    fn inner(&self) -> io::Result<bool> {
+    fn inner(&self, pair: Pair) -> io::Result<bool> {
         netns::inside(self.netns, || {
             let mut rtnl = Rtnl::open()?;
             let Some(index) = rtnl.index_of(POD_LINK)? else { return Ok(false) };
@@ -101,7 +114,9 @@ impl Ends<'_> {
             // A redirected packet would bypass connection tracking.
             let _ = sysctl::set("net/ipv4/conf/all/accept_redirects", "0");
             let _ = sysctl::set("net/ipv4/conf/eth0/accept_redirects", "0");
-            rtnl.set_mac(index, pod_mac(self.address))?;
+            if pair == Pair::Found {
+                rtnl.set_mac(index, pod_mac(self.address))?;
+            }
             rtnl.add_address(index, self.address, 32)?;
             rtnl.set_up(index)?;
             rtnl.set_neighbour(index, self.gateway, self.gateway_mac)?;

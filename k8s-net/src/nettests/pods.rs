@@ -151,3 +151,71 @@ fn two_programs_share_no_table() {
     world.stop();
     finish(&host, config);
 }
+
+/// Connects an attached pod as an earlier version did: as a port of the bridge, with any MAC. Returns the name
+/// of the link.
+pub(super) fn make_port(host: &Ns, bridge: &'static str, pod: &Ns, address: Ipv4Addr) -> String {
+    let path = pod.path.clone();
+    let link = host.run(move || {
+        let mut rtnl = Rtnl::open().expect("rtnetlink");
+        let hop = |l: &crate::rtnl::Listed| l.to == Ipv4Net::new_assert(address, 32);
+        let index = rtnl.routes().expect("lists").iter().find(|l| hop(l)).and_then(|l| l.link);
+        let link =
+            rtnl.links().expect("lists").into_iter().find(|l| Some(l.index) == index).expect("link").name;
+        rtnl.del_link(&link).expect("removes");
+        let bridge = rtnl.index_of(bridge).expect("asks").expect("bridge");
+        rtnl.add_address(bridge, Ipv4Addr::new(10, 42, 0, 1), 24).expect("address");
+        let file = std::fs::File::open(path).expect("namespace");
+        let veth = Veth { host: &link, peer: "eth0", mtu: 1500, master: Some(bridge), macs: None, group: 0 };
+        rtnl.add_veth(&veth, std::os::fd::AsFd::as_fd(&file)).expect("veth");
+        link
+    });
+    pod.run(move || {
+        let mut rtnl = Rtnl::open().expect("rtnetlink");
+        let index = rtnl.index_of("eth0").expect("asks").expect("eth0");
+        rtnl.add_address(index, address, 32).expect("address");
+        rtnl.set_up(index).expect("up");
+        let gateway = Ipv4Addr::new(10, 42, 0, 1);
+        let how = How::Link { index, source: Some(address) };
+        rtnl.set_route(&Route { to: Ipv4Net::new_assert(gateway, 32), how, metric: 0 }).expect("gateway");
+        let how = How::Via { gateway, index: Some(index) };
+        rtnl.set_route(&Route { to: cidr("0.0.0.0/0"), how, metric: 0 }).expect("default route");
+    });
+    link
+}
+
+/// A pod that an earlier version connected to the bridge keeps its address and its connections when the
+/// kubelet attaches it again.
+#[test]
+fn pods_of_an_earlier_version_leave_the_bridge() {
+    let (host, _outside, bridge, config) = node("moved");
+    let (old, new) = (Ns::new(), Ns::new());
+    let pod = attachment("old", &old);
+    let (old_ip, new_ip) =
+        (attach(&host, &bridge, pod.clone()), attach(&host, &bridge, attachment("new", &new)));
+    let IpAddr::V4(address) = old_ip else { panic!("not IPv4") };
+    let link = make_port(&host, "hk-moved", &old, address);
+    let listener = old.run(|| TcpListener::bind("0.0.0.0:90").expect("binds"));
+    old.serve("old", 80);
+    new.serve("new", 80);
+    assert_eq!(new.get(&format!("{old_ip}:80")).expect("before"), format!("old {new_ip}"));
+    let mut near = new.run(move || TcpStream::connect_timeout(&(old_ip, 90).into(), WAIT).expect("connects"));
+    let (mut far, _) = listener.accept().expect("accepts");
+
+    let again = config.clone();
+    let bridge = host.run(move || Bridge::start(again).expect("takes over"));
+    assert_eq!(new.get(&format!("{old_ip}:80")).expect("meanwhile"), format!("old {new_ip}"));
+    assert_eq!(attach(&host, &bridge, pod), old_ip);
+    host.run(move || {
+        let links = Rtnl::open().and_then(|mut rtnl| rtnl.links()).expect("lists");
+        let link = links.iter().find(|l| l.name == link).expect("it is the same link");
+        assert_eq!(link.master, None);
+    });
+    near.write_all(b"1").expect("sends");
+    far.set_read_timeout(Some(WAIT)).expect("timeout");
+    far.read_exact(&mut [0]).expect("the connection goes on");
+    assert_eq!(new.get(&format!("{old_ip}:80")).expect("after"), format!("old {new_ip}"));
+    assert_eq!(old.get(&format!("{new_ip}:80")).expect("after"), format!("new {old_ip}"));
+    assert_eq!(host.get(&format!("{old_ip}:80")).expect("after"), "old 10.42.0.1");
+    finish(&host, config);
+}

@@ -11,8 +11,35 @@ fn end(range: Ipv4Net) -> u64 {
     u64::from(range.broadcast().to_bits()) + 1
 }
 
-/// Returns first and last address and the blocks of each interval that is in a block, in order.
-pub(crate) fn intervals(blocks: &BTreeMap<BlockId, Block>) -> Vec<(Ipv4Addr, Ipv4Addr, Vec<BlockId>)> {
+/// Number of blocks of all intervals together, at most. Who writes policies must not take the node's memory
+/// with blocks that all overlap.
+pub(crate) const MOST: usize = 2_000_000;
+
+/// First and last address of an interval, and its blocks.
+type Interval = (Ipv4Addr, Ipv4Addr, Vec<BlockId>);
+
+/// Returns the intervals that are in a block, in order, and the blocks that were left out to keep below `most`:
+/// the newest ones, which have the highest numbers.
+pub(crate) fn intervals(blocks: &BTreeMap<BlockId, Block>, most: usize) -> (Vec<Interval>, Vec<BlockId>) {
+    if let Some(found) = divide(blocks.iter(), most) {
+        return (found, Vec::new());
+    }
+    let (mut fits, mut excess) = (0, blocks.len());
+    while fits + 1 < excess {
+        let middle = usize::midpoint(fits, excess);
+        if divide(blocks.iter().take(middle), most).is_some() {
+            fits = middle;
+        } else {
+            excess = middle;
+        }
+    }
+    let found = divide(blocks.iter().take(fits), most).unwrap_or_default();
+    (found, blocks.keys().skip(fits).copied().collect())
+}
+
+/// Returns `None` if the intervals have more than `most` blocks together.
+fn divide<'a>(blocks: impl Iterator<Item = (&'a BlockId, &'a Block)>, most: usize) -> Option<Vec<Interval>> {
+    let mut count = 0;
     // At each place: block and the change of its depth. Exceptions count against their block, and may
     // overlap.
     let mut places: BTreeMap<u64, Vec<(BlockId, i32, i32)>> = BTreeMap::new();
@@ -26,7 +53,7 @@ pub(crate) fn intervals(blocks: &BTreeMap<BlockId, Block>) -> Vec<(Ipv4Addr, Ipv
         }
     }
     let mut depths: BTreeMap<BlockId, (i32, i32)> = BTreeMap::new();
-    let mut found: Vec<(Ipv4Addr, Ipv4Addr, Vec<BlockId>)> = Vec::new();
+    let mut found: Vec<Interval> = Vec::new();
     let mut places = places.into_iter().peekable();
     while let Some((start, changes)) = places.next() {
         for (id, inside, outside) in changes {
@@ -43,6 +70,10 @@ pub(crate) fn intervals(blocks: &BTreeMap<BlockId, Block>) -> Vec<(Ipv4Addr, Ipv
         if within.is_empty() {
             continue;
         }
+        count += within.len();
+        if count > most {
+            return None;
+        }
         match found.last_mut() {
             // Two exceptions may touch.
             Some((_, before, same)) if *same == within && before.to_bits().checked_add(1) == Some(first) => {
@@ -51,7 +82,7 @@ pub(crate) fn intervals(blocks: &BTreeMap<BlockId, Block>) -> Vec<(Ipv4Addr, Ipv
             _ => found.push((first.into(), last.into(), within)),
         }
     }
-    found
+    Some(found)
 }
 
 #[cfg(test)]
@@ -76,7 +107,8 @@ mod tests {
                 .zip(blocks)
                 .map(|(id, (range, except))| (id, Block { range, except }))
                 .collect();
-            let found = intervals(&blocks);
+            let (found, left) = intervals(&blocks, MOST);
+            prop_assert_eq!(left, Vec::<BlockId>::new());
             for pair in found.windows(2) {
                 prop_assert!(pair[0].1 < pair[1].0);
             }
@@ -88,5 +120,19 @@ mod tests {
                 prop_assert_eq!(got, want, "{}", address);
             }
         }
+    }
+    /// A thousand blocks of everything but one address each.
+    #[test]
+    fn blocks_that_all_overlap_are_left_out_beyond_a_limit() {
+        let block = |id: u32| {
+            let except = vec![Ipv4Net::new_assert((id * 2).into(), 32)];
+            (id, Block { range: Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0), except })
+        };
+        let blocks: BTreeMap<BlockId, Block> = (1..=1000).map(block).collect();
+        assert!(intervals(&blocks, MOST).1.is_empty(), "all fit");
+        let (found, left) = intervals(&blocks, 20_000);
+        let total: usize = found.iter().map(|(.., ids)| ids.len()).sum();
+        assert!(total <= 20_000 && total > 18_000, "{total}");
+        assert_eq!(left, (1001 - u32::try_from(left.len()).expect("few")..=1000).collect::<Vec<_>>());
     }
 }

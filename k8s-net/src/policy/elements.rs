@@ -88,6 +88,15 @@ impl Elements {
         })
     }
 
+    /// Returns the addresses of isolated pods.
+    pub(crate) fn isolated(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        let range = Key::Own(Ipv4Addr::UNSPECIFIED)..=Key::Own(Ipv4Addr::BROADCAST);
+        self.content.range(range).filter_map(|(key, _)| match key {
+            Key::Own(address) => Some(*address),
+            _ => None,
+        })
+    }
+
     /// Returns the changes since the last call, the removals first.
     pub(crate) fn take_delta(&mut self) -> Delta {
         let mut delta = Delta::default();

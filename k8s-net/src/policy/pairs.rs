@@ -190,7 +190,7 @@ impl Pairs {
         self.profiles.remove(&state.content);
         unlink(&mut self.profiles_with, state.content.1.links(), id);
         e.put(Key::Any(id), None);
-        for (class, _) in &state.allows {
+        for class in state.allows.keys() {
             e.put(Key::Allow(id, *class), None);
         }
         for ports in state.any.into_iter().chain(state.allows.into_values()) {

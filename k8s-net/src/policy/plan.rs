@@ -290,8 +290,16 @@ impl Plan {
         if !std::mem::take(&mut self.blocks_changed) {
             return;
         }
+        let (intervals, left_out) = blocks::intervals(&self.blocks, blocks::MOST);
+        if !left_out.is_empty() {
+            let count = left_out.len();
+            tracing::warn!(
+                count,
+                "too many overlapping address blocks in network policies: the newest match nothing"
+            );
+        }
         let mut new = BTreeMap::new();
-        for (first, last, blocks) in blocks::intervals(&self.blocks) {
+        for (first, last, blocks) in intervals {
             let class = self.pairs.take_class(Class::Blocks(blocks), &mut self.elements);
             new.insert((first, last), class);
         }
@@ -347,11 +355,9 @@ impl Plan {
         if let Some(old) = std::mem::replace(&mut pod.class, class) {
             self.pairs.drop_class(old, &mut self.elements);
         }
-        for old in [std::mem::replace(&mut pod.ingress, ingress), std::mem::replace(&mut pod.egress, egress)]
-        {
-            if let Some(old) = old {
-                self.pairs.drop_profile(old, &mut self.elements);
-            }
+        let old = [std::mem::replace(&mut pod.ingress, ingress), std::mem::replace(&mut pod.egress, egress)];
+        for old in old.into_iter().flatten() {
+            self.pairs.drop_profile(old, &mut self.elements);
         }
         pod.held = held;
         self.pods.insert(key.clone(), pod);
@@ -410,9 +416,9 @@ impl Plan {
             && e.get(Key::Ingress(to)).is_none_or(|profile| check(profile, from))
     }
 
-    /// Returns true if a policy isolates the pod with this address.
-    pub(crate) fn is_isolated(&self, address: Ipv4Addr) -> bool {
-        self.elements.get(Key::Own(address)).is_some()
+    /// Returns the addresses of isolated pods.
+    pub(crate) fn isolated(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+        self.elements.isolated()
     }
 
     /// Returns the pod that holds an address.

@@ -179,23 +179,25 @@ fn encode(key: Key, value: u32) -> (&'static str, Vec<(Vec<u8>, Value)>) {
 
 /// Adds changes to a transaction, the removals first.
 pub(super) fn change(batch: &mut Batch, delta: &Delta) {
-    let grouped = |all: &[(Key, u32)], mut each: Box<dyn FnMut(&str, &[(Vec<u8>, Value)]) + '_>| {
-        let mut current: (&str, Vec<(Vec<u8>, Value)>) = ("", Vec::new());
-        for (key, value) in all {
-            let (set, parts) = encode(*key, *value);
-            if set != current.0 && !current.1.is_empty() {
-                each(current.0, &current.1);
-                current.1.clear();
-            }
-            current.0 = set;
-            current.1.extend(parts);
+    by_set(&delta.remove, |set, elements| batch.remove(set, elements));
+    by_set(&delta.add, |set, elements| batch.create(set, elements));
+}
+
+/// Calls `each` for the elements of each set. They are sorted by set.
+fn by_set(all: &[(Key, u32)], mut each: impl FnMut(&str, &[(Vec<u8>, Value)])) {
+    let (mut current, mut elements) = ("", Vec::new());
+    for (key, value) in all {
+        let (set, parts) = encode(*key, *value);
+        if set != current && !elements.is_empty() {
+            each(current, &elements);
+            elements.clear();
         }
-        if !current.1.is_empty() {
-            each(current.0, &current.1);
-        }
-    };
-    grouped(&delta.remove, Box::new(|set, elements| batch.remove(set, elements)));
-    grouped(&delta.add, Box::new(|set, elements| batch.create(set, elements)));
+        current = set;
+        elements.extend(parts);
+    }
+    if !elements.is_empty() {
+        each(current, &elements);
+    }
 }
 
 /// Returns the element of a fresh pod's address.

@@ -17,12 +17,16 @@ use k8s_core::{
     events::involved,
     meta::{Object, ObjectExt, ObjectKey},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{
-    PolicyConfig, PolicyStats, cut,
+    PolicyConfig, PolicyStats,
+    cut::{self, Flows},
     elements::{Delta, Key},
     facts,
     gate::Report,
@@ -30,9 +34,12 @@ use super::{
     plan::Plan,
     rules::{self, FRESH},
 };
-use crate::nft::{Batch, Nft};
+use crate::{
+    conntrack,
+    nft::{Batch, Nft},
+};
 
-/// What changed since the last transaction.
+/// Objects that changed since the last transaction.
 #[derive(Default)]
 struct Dirty {
     all: bool,
@@ -83,6 +90,8 @@ pub(super) struct Worker {
     left: HashSet<Ipv4Addr>,
     /// Connections may be open that are no longer allowed.
     cut: bool,
+    /// Flows that are being read, to cut some.
+    reading: Option<JoinHandle<io::Result<Flows>>>,
     kernel: Option<Kernel>,
     /// Last warning told about a policy.
     told: HashMap<ObjectKey, String>,
@@ -119,6 +128,7 @@ impl Worker {
             new: Vec::new(),
             left: HashSet::new(),
             cut: false,
+            reading: None,
             kernel: Some(kernel),
             told: HashMap::new(),
             stats,
@@ -164,10 +174,16 @@ impl Worker {
                     }
                 }
             }
-            // Connections are cut when nothing else is to be done.
-            let idle = std::future::ready(());
+            if self.reading.is_none() && std::mem::take(&mut self.cut) {
+                self.read_flows();
+            }
+            let read = async {
+                match &mut self.reading {
+                    Some(reading) => reading.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                biased;
                 change = namespaces.next() => match change {
                     Some(change) => {
                         let mut keys = BTreeSet::new();
@@ -185,7 +201,10 @@ impl Worker {
                     None => return,
                 },
                 Some(report) = self.reports.recv() => self.report(report, &mut dirty),
-                () = idle, if self.cut => self.cut().await,
+                read = read => {
+                    self.reading = None;
+                    self.cut(read.map_err(io::Error::other).flatten()).await;
+                }
             }
         }
     }
@@ -324,25 +343,35 @@ impl Worker {
         }
     }
 
-    /// Cuts open connections that are not allowed.
-    async fn cut(&mut self) {
-        self.cut = false;
-        let Some(kernel) = self.kernel.take() else { return };
+    /// Starts to read the flows that may have to be cut.
+    fn read_flows(&mut self) {
+        let Some(kernel) = &self.kernel else { return };
+        let isolated: HashSet<Ipv4Addr> = kernel.plan.isolated().collect();
         let left = std::mem::take(&mut self.left);
-        let done = tokio::task::spawn_blocking(move || {
-            let result = cut::cut(&kernel.plan, &left);
-            (kernel, result)
-        });
-        match done.await {
-            Ok((kernel, result)) => {
-                self.kernel = Some(kernel);
-                match result {
-                    Ok(0) => {}
-                    Ok(cut) => debug!(cut, "connections that policies no longer allow were cut"),
-                    Err(error) => warn!(%error, "connections that policies no longer allow may go on"),
+        if !isolated.is_empty() || !left.is_empty() {
+            self.reading = Some(tokio::task::spawn_blocking(move || cut::read(&isolated, left)));
+        }
+    }
+
+    /// Cuts the flows that are not allowed.
+    async fn cut(&mut self, read: io::Result<Flows>) {
+        let done = match (read, &self.kernel) {
+            (Ok(read), Some(kernel)) => {
+                let denied = cut::denied(&kernel.plan, read);
+                let count = denied.len();
+                if count > 0 {
+                    debug!(count, "connections that policies no longer allow are cut");
                 }
+                tokio::task::spawn_blocking(move || conntrack::forget(denied))
+                    .await
+                    .map_err(io::Error::other)
+                    .flatten()
             }
-            Err(error) => warn!(%error, "cut connections"),
+            (Err(error), _) => Err(error),
+            (Ok(_), None) => Ok(()),
+        };
+        if let Err(error) = done {
+            warn!(%error, "connections that policies no longer allow may go on");
         }
     }
 }

@@ -28,10 +28,13 @@ use super::{
     health::Checks,
     metrics::Metrics,
     own_ports::{self, OwnPorts, PortUse},
-    plan::{self, Here, PortPlan, Zone},
+    plan::{self, Backend, Here, PortPlan, Zone},
     table::{Contest, Table},
 };
-use crate::{conntrack, nft::Nft};
+use crate::{
+    conntrack::{self, End},
+    nft::Nft,
+};
 
 const BY_SERVICE: &str = "service";
 /// Number of ports that a node publishes at most; the kernel's table has all.
@@ -401,7 +404,8 @@ impl Kernel {
         let done = self.nft.commit(batch);
         self.broken = done.is_err();
         done?;
-        let udp: HashSet<_> = left.into_iter().filter(|(p, _)| *p == 17).map(|(_, b)| b).collect();
+        let udp = left.into_iter().filter(|(protocol, _)| *protocol == 17);
+        let udp: HashSet<_> = udp.map(|(_, Backend { address, port })| End { address, port }).collect();
         if !udp.is_empty()
             && let Err(error) = conntrack::forget_udp(&udp)
         {

@@ -184,6 +184,7 @@ pub(super) async fn play(cluster: &Cluster, report: &mut Report) -> Result<(), F
     report.done("3 pods ready");
 
     reach(&client, &running, report).await?;
+    close(&client, &running, report).await?;
     recover(cluster, &client, report).await?;
     roll(&client, report).await?;
     job(&client, report).await
@@ -398,6 +399,32 @@ async fn roll(client: &Client, report: &mut Report) -> Result<(), Failure> {
         }
         report.done(&format!("{what}; {good} requests meanwhile, none failed"));
     }
+    Ok(())
+}
+
+/// Shows that a network policy holds between two pods, and no longer when it is deleted.
+async fn close(client: &Client, running: &[Pod], report: &mut Report) -> Result<(), Failure> {
+    const PATH: &str = "/apis/networking.k8s.io/v1/namespaces/demo/networkpolicies/closed";
+    report.begin("closing the pods by a network policy");
+    let ips: Vec<_> = running.iter().filter_map(|pod| pod.status.as_ref()?.pod_ip.clone()).collect();
+    let [from, to, ..] = &ips[..] else { return Err(failed("two pods have no addresses")) };
+    let (inside, ask) = (format!("{from}:8080"), format!("/fetch?{to}:8080"));
+    let is_open = || async {
+        let answer = tokio::time::timeout(Duration::from_millis(500), get(&inside, &ask)).await;
+        matches!(answer, Ok(Ok(body)) if serde_json::from_str::<Value>(&body).is_ok())
+    };
+    until(client, "a pod reaches another", || async { is_open().await.then_some(()) }).await?;
+    let policy = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": "closed", "namespace": "demo"}, "spec": {"podSelector": {"matchLabels": {"app": "web"}}},
+    });
+    apply(client, PATH, &policy).await.map_err(Failure::because("apply a NetworkPolicy"))?;
+    until(client, "the policy holds", || async { (!is_open().await).then_some(()) }).await?;
+    fetch(&format!("{to}:8080")).await.map_err(Failure::because("reach a closed pod from its node"))?;
+    let gone = client.bytes(http::Method::DELETE, PATH, "", "").await;
+    gone.map_err(Failure::because("delete the NetworkPolicy"))?;
+    until(client, "a pod reaches another again", || async { is_open().await.then_some(()) }).await?;
+    report.done("a NetworkPolicy closed the pods to each other, not to their node, until it was deleted");
     Ok(())
 }
 

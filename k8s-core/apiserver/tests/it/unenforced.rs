@@ -60,7 +60,10 @@ async fn kinds_that_nothing_acts_on_are_warned_of_when_they_are_created() {
     let server = warning_server().await;
     let namespaced = |group: &str, plural: &str| format!("{group}/namespaces/default/{plural}");
     for (path, object) in [
-        (namespaced("/apis/networking.k8s.io/v1", "networkpolicies"), json!({"spec": {"podSelector": {}}})),
+        (
+            namespaced("/apis/storage.k8s.io/v1", "csistoragecapacities"),
+            json!({"storageClassName": "fast", "capacity": "1Gi"}),
+        ),
         ("/apis/storage.k8s.io/v1/csidrivers".to_owned(), json!({"spec": {}})),
     ] {
         let mut object = object;
@@ -97,9 +100,8 @@ async fn external_addresses_in_the_ranges_of_the_cluster_are_warned_of() {
 #[tokio::test]
 async fn a_comparison_with_upstream_can_turn_them_off() {
     let server = server().await;
-    let policy = json!({"metadata": {"name": "x"}, "spec": {"podSelector": {}}});
-    let path = "/apis/networking.k8s.io/v1/namespaces/default/networkpolicies";
-    let (code, warnings) = send(&server, "POST", path, &policy).await;
+    let driver = json!({"metadata": {"name": "x"}, "spec": {}});
+    let (code, warnings) = send(&server, "POST", "/apis/storage.k8s.io/v1/csidrivers", &driver).await;
     assert_eq!(code, 201);
     assert_eq!(warnings, Vec::<String>::new());
 }
