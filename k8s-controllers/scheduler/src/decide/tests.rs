@@ -271,6 +271,33 @@ proptest! {
     }
 }
 
+#[test]
+fn all_feasible_nodes_are_scored_unless_a_percentage_is_set() {
+    let mut c = cluster((0..300).map(|i| node(&i.to_string(), if i == 299 { "8" } else { "4" }, &[])));
+    let info = PodInfo::new(Arc::new(pod("a", "1")));
+    let decide = |c: &Cluster, enough| {
+        let profile = Profile { enough, ..profile() };
+        match profile.decide(c, &info, &mut Kept::default(), &mut StdRng::seed_from_u64(1), &mut ()) {
+            Decision::Fits(fit) => (fit.node, fit.evaluated, fit.feasible),
+            Decision::Nowhere(why) => panic!("{why:?}"),
+        }
+    };
+    assert_eq!(decide(&c, Enough::All), ("299".into(), 300, 300), "the last one has the most room");
+    assert_eq!(decide(&c, Enough::Percentage(100)), ("299".into(), 300, 300));
+    let (chosen, evaluated, feasible) = decide(&c, Enough::Percentage(34));
+    assert_eq!((chosen == "299", evaluated, feasible), (false, 102, 102));
+    assert_eq!(decide(&c, Enough::Percentage(10)).1, 100, "the least number");
+    // A node that a percentage does not reach is examined when no other one is feasible.
+    let small = (0..299).map(|i| node(&i.to_string(), "500m", &[]));
+    small.for_each(|node| c.set_node(Arc::new(node)));
+    let mut kept = Kept::default();
+    let profile = Profile { enough: Enough::Percentage(34), ..profile() };
+    match profile.decide(&c, &info, &mut kept, &mut StdRng::seed_from_u64(1), &mut ()) {
+        Decision::Fits(fit) => assert_eq!((fit.node.as_str(), fit.evaluated, fit.feasible), ("299", 300, 1)),
+        Decision::Nowhere(why) => panic!("{why:?}"),
+    }
+}
+
 /// Places 5,000 pods on 1,000 nodes and prints the time per decision (`--release -- --nocapture`). Asserts no
 /// time.
 #[test]

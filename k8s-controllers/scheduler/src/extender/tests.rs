@@ -390,6 +390,18 @@ async fn the_search_goes_on_while_extenders_refuse_and_takes_few_requests() {
     assert_eq!(calls.load(Ordering::Relaxed), 4, "100, 200, 400 and the rest");
 }
 
+/// By default the extender is not sent all nodes of a large cluster at once.
+#[tokio::test]
+async fn without_a_percentage_an_extender_is_asked_about_a_hundred_nodes() {
+    let (extender, seen) = fake("http://e", |_, body| Ok(json!({"NodeNames": sent(body)})));
+    let profile = Profile { enough: Enough::All, ..profile(0) };
+    let (mut kept, mut rng, cluster) = (Kept::default(), StdRng::seed_from_u64(3), cluster(300));
+    let extenders = Extenders::new(vec![extender]);
+    let decision = decide(&profile, &extenders, &cluster, &plain(), &mut kept, &mut rng, &mut ()).await;
+    assert!(matches!(decision, Ok(Decision::Fits(fit)) if fit.feasible == 100));
+    assert_eq!(sent(&seen.lock().unwrap()[0].1).len(), 100);
+}
+
 fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
