@@ -26,7 +26,7 @@ pub enum Addon {
     /// The load balancer of Services: they get the addresses of nodes.
     #[value(name = "servicelb")]
     ServiceLb,
-    /// The Ingress controller and the IngressClass `hyperkube`.
+    /// The Ingress controller and its IngressClass.
     Ingress,
 }
 
