@@ -6,6 +6,7 @@ use k8s_core::{
     api::api::storage::v1::StorageClass,
     client::{Client, Error},
 };
+use k8s_net::dns::CONFIG_MAP;
 use serde_json::json;
 
 use crate::{apply::apply, identities::PROXY};
@@ -26,7 +27,7 @@ pub enum Addon {
     /// The load balancer of Services: they get the addresses of nodes.
     #[value(name = "servicelb")]
     ServiceLb,
-    /// The Ingress controller and the IngressClass `hyperkube`.
+    /// The Ingress controller and its IngressClass.
     Ingress,
 }
 
@@ -160,6 +161,29 @@ pub(crate) async fn network_policies(client: &Client) -> Result<(), Error> {
     });
     for (plural, object) in [("clusterroles", role), ("clusterrolebindings", binding)] {
         apply(client, &format!("/apis/{rbac}/v1/{plural}/{NAME}"), &object).await?;
+    }
+    Ok(())
+}
+
+/// Lets service proxies, beside which the cluster DNS runs, read its Corefile.
+///
+/// # Errors
+/// The API server's error.
+pub(crate) async fn corefile(client: &Client) -> Result<(), Error> {
+    let rbac = "rbac.authorization.k8s.io";
+    let (namespace, name) = CONFIG_MAP;
+    let metadata = json!({"namespace": namespace, "name": name});
+    let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "list", "watch"]});
+    let role = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule],
+    });
+    let binding = json!({
+        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
+        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
+        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
+    });
+    for (plural, object) in [("roles", role), ("rolebindings", binding)] {
+        apply(client, &format!("/apis/{rbac}/v1/namespaces/{namespace}/{plural}/{name}"), &object).await?;
     }
     Ok(())
 }

@@ -35,6 +35,8 @@ pub(crate) const SERVICE: (&str, &str) = ("kube-system", "ingress");
 /// Name of the IngressClass.
 const CLASS: &str = "hyperkube";
 const START: &str = "start the Ingress controller";
+/// Time after which the endpoint is published again, if it could not be.
+const RETRY: Duration = Duration::from_secs(1);
 /// Time for connections after the stop, beyond that of the proxy itself.
 const SHUTDOWN: Duration = Duration::from_secs(12);
 
@@ -221,9 +223,14 @@ impl Ingress {
             listeners: listeners.to_vec(),
             clock: Clock::system(),
         };
-        let controller = tokio::spawn(k8s_ingress::run(config.client, controller, proxy, stop.clone()));
+        let running = k8s_ingress::run(config.client, controller, proxy.clone(), stop.clone());
+        let (admin, node, stopped) = (config.admin.clone(), config.node.0.to_owned(), stop.clone());
+        let controller = tokio::spawn(async move {
+            let publishing = publish_endpoint(&admin, &proxy, listeners, &node);
+            tokio::join!(running, stopped.run_until_cancelled(publishing));
+        });
         let ingress = Ingress { stop, serving, controller, runtime: Some(runtime) };
-        match publish(&config.admin, listeners, config.node.0).await {
+        match publish_service(&config.admin, listeners).await {
             Ok(()) => Ok(ingress),
             Err(e) => {
                 ingress.shutdown().await;
@@ -256,17 +263,17 @@ impl Drop for Ingress {
     }
 }
 
-/// Publishes the Service that leads to the listeners, and its endpoint.
-async fn publish(client: &Client, [http, https]: [SocketAddr; 2], node: &str) -> Result<(), Error> {
-    let metadata = |more: Value| {
-        let mut metadata = json!({"namespace": SERVICE.0, "name": SERVICE.1, "labels": {"app.kubernetes.io/name": "ingress"}});
-        if let Some(label) = more.as_str() {
-            metadata["labels"]["kubernetes.io/service-name"] = label.into();
-        }
-        metadata
-    };
+/// Returns the metadata of the Service, or with its label of its EndpointSlice.
+fn metadata(labels: Value) -> Value {
+    let mut metadata = json!({"namespace": SERVICE.0, "name": SERVICE.1, "labels": labels});
+    metadata["labels"]["app.kubernetes.io/name"] = SERVICE.1.into();
+    metadata
+}
+
+/// Publishes the Service that leads to the listeners.
+async fn publish_service(client: &Client, [http, https]: [SocketAddr; 2]) -> Result<(), Error> {
     let service = json!({
-        "apiVersion": "v1", "kind": "Service", "metadata": metadata(Value::Null),
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata(json!({})),
         "spec": {
             "type": "LoadBalancer",
             // Keeps the addresses of clients.
@@ -277,8 +284,14 @@ async fn publish(client: &Client, [http, https]: [SocketAddr; 2], node: &str) ->
             ],
         },
     });
+    apply(client, &service_path(), &service).await
+}
+
+/// Publishes the endpoint of the Service, once the proxy has routes.
+async fn publish_endpoint(client: &Client, proxy: &Proxy, [http, https]: [SocketAddr; 2], node: &str) {
     let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata(SERVICE.1.into()),
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": metadata(json!({"kubernetes.io/service-name": SERVICE.1})),
         "addressType": "IPv4",
         "endpoints": [{"addresses": [http.ip()], "conditions": {"ready": true}, "nodeName": node}],
         "ports": [
@@ -286,6 +299,9 @@ async fn publish(client: &Client, [http, https]: [SocketAddr; 2], node: &str) ->
             {"name": "https", "port": https.port(), "protocol": "TCP"},
         ],
     });
-    apply(client, &service_path(), &service).await?;
-    apply(client, &slice_path(), &slice).await
+    proxy.filled().await;
+    while let Err(error) = apply(client, &slice_path(), &slice).await {
+        tracing::warn!(%error, "the endpoint of the Ingress controller is not published; the next attempt follows");
+        tokio::time::sleep(RETRY).await;
+    }
 }

@@ -18,7 +18,7 @@ use k8s_net::{
 };
 use serde_json::json;
 
-use crate::{apply::apply, error::ClusterError, identities::PROXY, paths::Paths, ranges};
+use crate::{apply::apply, error::ClusterError, paths::Paths, ranges};
 
 /// Settings of a node's network.
 #[derive(Clone, Debug)]
@@ -238,7 +238,7 @@ pub fn own_address() -> Option<IpAddr> {
 }
 
 /// Creates or updates the Service `kube-dns` in kube-system. Creates the ConfigMap with the Corefile if there is
-/// none, and lets service proxies, which run the DNS server, read it.
+/// none.
 ///
 /// # Errors
 /// The API server's error.
@@ -255,18 +255,6 @@ pub async fn publish_dns(client: &Client, dns: Ipv4Addr, domain: &str) -> Result
     apply(client, "/api/v1/namespaces/kube-system/services/kube-dns", &service).await?;
     let (namespace, name) = CONFIG_MAP;
     let metadata = json!({"namespace": namespace, "name": name});
-    let rbac = "rbac.authorization.k8s.io";
-    let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "list", "watch"]});
-    let role = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule],
-    });
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
-        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
-        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
-    });
-    apply(client, &format!("/apis/{rbac}/v1/namespaces/{namespace}/roles/{name}"), &role).await?;
-    apply(client, &format!("/apis/{rbac}/v1/namespaces/{namespace}/rolebindings/{name}"), &binding).await?;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata,
         "data": {"Corefile": standard_corefile(domain)},

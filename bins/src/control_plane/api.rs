@@ -303,6 +303,8 @@ impl Api {
         bound.map_err(ClusterError::of("bind the components' roles"))?;
         let readable = addons::network_policies(&admin).await;
         readable.map_err(ClusterError::of("let service proxies read network policies"))?;
+        let readable = addons::corefile(&admin).await;
+        readable.map_err(ClusterError::of("let the cluster DNS read its Corefile"))?;
         if config.resource_metrics.is_some() {
             let made = addons::metrics_reader(&admin).await;
             made.map_err(ClusterError::of("let viewers read the metrics"))?;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -13,7 +13,7 @@ use k8s_core::{
         discovery::v1::EndpointSlice,
         networking::v1::{Ingress, IngressClass, IngressLoadBalancerIngress, IngressLoadBalancerStatus},
     },
-    cache::{Cache, Reflector, reflect, reflect_trimmed},
+    cache::{Cache, Change, Reflector, reflect, reflect_trimmed},
     client::{Client, ListParams, Patch},
     clock::Clock,
     events::{Recorder, involved},
@@ -37,6 +37,7 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const SLICES: &str = "ingress-slices";
 /// Time in which changes are collected before a table is made.
 const COLLECT: Duration = Duration::from_millis(2);
+const MOST_COLLECT: Duration = Duration::from_millis(200);
 /// Time between two looks at the dates of certificates.
 const LOOK: Duration = Duration::from_secs(3600);
 /// Time after which a status that could not be written is written again.
@@ -105,14 +106,28 @@ impl Caches {
     }
 }
 
-/// Wakes when a cache changed.
-async fn watch<K: Object>(cache: &Cache<K>, changed: &Notify) {
+/// Wakes when an object changed that concerns the table.
+async fn watch<K: Object>(cache: &Cache<K>, changed: &Notify, concerns: impl Fn(&K) -> bool) {
     let mut changes = cache.subscribe();
     // For changes before the subscription.
     changed.notify_one();
-    while changes.next().await.is_some() {
-        changed.notify_one();
+    while let Some(change) = changes.next().await {
+        let concerned = match &change {
+            Change::Added(object) | Change::Deleted(object) => concerns(object),
+            Change::Modified(before, after) => concerns(before) || concerns(after),
+            Change::Resync => true,
+        };
+        if concerned {
+            changed.notify_one();
+        }
     }
+}
+
+/// The Services and Secrets that the table was made of.
+#[derive(Default)]
+struct Used {
+    services: BTreeSet<ObjectKey>,
+    secrets: BTreeSet<ObjectKey>,
 }
 
 /// Uid and version of a Secret.
@@ -149,6 +164,12 @@ pub async fn run(client: Client, config: ControllerConfig, proxy: Proxy, stop: C
         () = stop.cancelled() => return,
     }
     let changed = Notify::new();
+    let used = Arc::new(RwLock::new(Used::default()));
+    let read = || used.read().unwrap_or_else(PoisonError::into_inner);
+    let own = ObjectKey::new(&config.service.0, &config.service.1);
+    let of_slice = |slice: &EndpointSlice| {
+        ObjectKey::new(slice.namespace(), slice.label(SERVICE_NAME).unwrap_or_default())
+    };
     let mut controller = Controller {
         client,
         config,
@@ -157,15 +178,16 @@ pub async fn run(client: Client, config: ControllerConfig, proxy: Proxy, stop: C
         certificates: Certificates::default(),
         told: HashMap::new(),
         written: HashMap::new(),
+        used: used.clone(),
     };
     tokio::select! {
         () = async {
             tokio::join!(
-                watch(&caches.ingresses, &changed),
-                watch(&caches.classes, &changed),
-                watch(&caches.services, &changed),
-                watch(&caches.slices, &changed),
-                watch(&caches.secrets, &changed),
+                watch(&caches.ingresses, &changed, |_| true),
+                watch(&caches.classes, &changed, |_| true),
+                watch(&caches.services, &changed, |s| s.key() == own || read().services.contains(&s.key())),
+                watch(&caches.slices, &changed, |slice| read().services.contains(&of_slice(slice))),
+                watch(&caches.secrets, &changed, |secret| read().secrets.contains(&secret.key())),
             );
         } => {}
         () = controller.follow(&caches, &changed) => {}
@@ -183,19 +205,31 @@ struct Controller {
     told: HashMap<String, (i64, Vec<Problem>)>,
     /// Ingresses with addresses of ours in their status.
     written: HashMap<ObjectKey, String>,
+    used: Arc<RwLock<Used>>,
 }
 
 impl Controller {
     async fn follow(&mut self, caches: &Caches, changed: &Notify) {
-        let mut again = LOOK;
+        let (mut again, mut pause) = (LOOK, COLLECT);
         loop {
             let waited = tokio::select! {
-                () = changed.notified() => COLLECT,
+                () = changed.notified() => pause,
                 () = self.config.clock.sleep(again) => Duration::ZERO,
             };
             self.config.clock.sleep(waited).await;
-            let Plan { table, served } = self.plan(caches);
+            let begun = self.config.clock.now();
+            let Plan { table, served, services, secrets } = self.plan(caches);
             self.proxy.replace(table);
+            // Many changes of large tables take a third of a processor at most.
+            pause = COLLECT.max(self.config.clock.since(begun) * 2).min(MOST_COLLECT);
+            {
+                let mut used = self.used.write().unwrap_or_else(PoisonError::into_inner);
+                if used.services != services || used.secrets != secrets {
+                    *used = Used { services, secrets };
+                    // One of the new ones may have changed before it counted.
+                    changed.notify_one();
+                }
+            }
             self.tell(&served);
             again = if self.write(caches, &served).await { LOOK } else { RETRY };
         }
@@ -296,3 +330,6 @@ impl Controller {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

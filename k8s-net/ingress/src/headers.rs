@@ -51,7 +51,7 @@ pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
             headers.remove(name);
         }
     }
-    let protocol = headers.get(header::UPGRADE).filter(|_| upgrades).cloned();
+    let protocol = headers.get(header::UPGRADE).filter(|value| upgrades && may_upgrade(value)).cloned();
     for name in &HOP_BY_HOP {
         headers.remove(name);
     }
@@ -59,6 +59,36 @@ pub(crate) fn strip(headers: &mut HeaderMap) -> Option<HeaderValue> {
         headers.remove(name);
     }
     protocol
+}
+
+/// Returns false for other versions of HTTP: their requests would pass by the routes.
+fn may_upgrade(protocols: &HeaderValue) -> bool {
+    let all = protocols.to_str().unwrap_or("h2c").to_ascii_lowercase();
+    !all.split(',').map(str::trim).any(|one| ["h2", "http", "tls"].iter().any(|bad| one.starts_with(bad)))
+}
+
+/// Headers that the proxy sets.
+const OWN: [HeaderName; 8] = [
+    FORWARDED_FOR,
+    FORWARDED_HOST,
+    FORWARDED_PORT,
+    FORWARDED_PROTO,
+    FORWARDED_SCHEME,
+    SCHEME,
+    REAL_IP,
+    ORIGINAL_FORWARDED_FOR,
+];
+
+/// Removes headers that many programs do not tell from those of the proxy, as `X_Real_IP`.
+fn strip_look_alikes(headers: &mut HeaderMap) {
+    let alike = |name: &HeaderName| {
+        let name = name.as_str();
+        name.contains('_') && OWN.iter().any(|own| own.as_str() == name.replace('_', "-"))
+    };
+    let found: Vec<_> = headers.keys().filter(|name| alike(name)).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
 }
 
 /// Puts the client's address and the host that it asked for into the headers of a request. Those that the
@@ -69,6 +99,7 @@ pub(crate) fn forward(
     host: &HeaderValue,
     id: impl FnOnce() -> String,
 ) {
+    strip_look_alikes(headers);
     let address =
         HeaderValue::try_from(client.address.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
     let (scheme, port) = if client.is_tls { ("https", "443") } else { ("http", "80") };
@@ -190,6 +221,12 @@ mod tests {
         let mut upgrade = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert_eq!(strip(&mut upgrade).unwrap(), "websocket");
         assert!(upgrade.is_empty());
+        for protocol in ["h2c", "H2C", "websocket, h2c", "HTTP/2.0", "TLS/1.0"] {
+            let mut other =
+                headers(&[("connection", "upgrade"), ("upgrade", protocol), ("http2-settings", "x")]);
+            assert_eq!(strip(&mut other), None, "{protocol}");
+            assert!(other.is_empty());
+        }
     }
 
     #[test]
@@ -200,6 +237,8 @@ mod tests {
             ("x-real-ip", "1.2.3.4"),
             ("forwarded", "for=1.2.3.4"),
             ("proxy", "evil"),
+            ("x_forwarded_for", "1.2.3.4"),
+            ("x-real_ip", "1.2.3.4"),
         ];
         let of = |trusted| {
             let mut given = headers(&claims);
@@ -222,6 +261,7 @@ mod tests {
             ]
         );
         let trusted = of(true);
+        assert!(!trusted.iter().any(|header| header.contains('_')), "{trusted:?}");
         assert!(trusted.contains(&"x-forwarded-for: 1.2.3.4, 192.0.2.1".to_owned()));
         assert!(trusted.contains(&"x-forwarded-proto: https".to_owned()));
     }

@@ -11,7 +11,11 @@ mod class;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use k8s_core::{
@@ -70,6 +74,10 @@ pub struct Plan {
     pub table: Table,
     /// The Ingresses that it serves, the oldest first, with what their owners should know.
     pub served: Vec<(Arc<Ingress>, Vec<Problem>)>,
+    /// The Services that it was made of, and those that were looked for.
+    pub services: BTreeSet<ObjectKey>,
+    /// The Secrets that it was made of, and those that were looked for.
+    pub secrets: BTreeSet<ObjectKey>,
 }
 
 /// Makes the table.
@@ -79,8 +87,13 @@ pub fn plan(objects: &Objects<'_>) -> Plan {
     let mut ours: Vec<_> =
         objects.ingresses.iter().filter(|one| classes.has(one) && !one.is_deleting()).cloned().collect();
     ours.sort_by_cached_key(|one| (one.metadata.creation_timestamp.as_ref().map(|time| time.0), one.key()));
-    let mut maker =
-        Maker { objects, backends: Backends::default(), drafts: BTreeMap::new(), table: Table::default() };
+    let mut maker = Maker {
+        objects,
+        backends: Backends::default(),
+        drafts: BTreeMap::new(),
+        table: Table::default(),
+        secrets: BTreeSet::new(),
+    };
     let mut served = Vec::new();
     let mut canaries = Vec::new();
     for ingress in ours {
@@ -97,7 +110,8 @@ pub fn plan(objects: &Objects<'_>) -> Plan {
     for (at, ingress, settings) in canaries {
         maker.add_canary(&ingress, &settings, &mut served[at].1);
     }
-    Plan { table: maker.finish(), served }
+    let (services, secrets) = (maker.backends.services(), std::mem::take(&mut maker.secrets));
+    Plan { table: maker.finish(), served, services, secrets }
 }
 
 /// The place of a rule: its host (empty: any), and matching and path.
@@ -113,6 +127,7 @@ struct Maker<'a> {
     backends: Backends,
     drafts: BTreeMap<Place, Draft>,
     table: Table,
+    secrets: BTreeSet<ObjectKey>,
 }
 
 impl Maker<'_> {
@@ -232,6 +247,7 @@ impl Maker<'_> {
         for tls in spec.tls.iter().flatten() {
             // Without a name, the hosts are served with the certificate of the controller.
             let Some(name) = tls.secret_name.as_deref().filter(|name| !name.is_empty()) else { continue };
+            self.secrets.insert(ObjectKey::new(ingress.namespace(), name));
             let Some(secret) = (self.objects.secret)(ingress.namespace(), name) else {
                 let message = format!("Secret {name} is not there; TLS has the controller's own certificate");
                 problems.push(Problem::new("CertificateMissing", message));

@@ -15,6 +15,7 @@ mod limit;
 mod pool;
 mod preface;
 mod record;
+mod rest;
 #[cfg(test)]
 mod tests;
 mod tunnel;
@@ -28,11 +29,7 @@ use std::{
 };
 
 use http::Request;
-use hyper::{
-    body::Incoming,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use k8s_metrics::Registry;
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
@@ -138,6 +135,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     acceptor: TlsAcceptor,
     permits: Arc<Semaphore>,
+    /// Cancelled by the first table.
+    filled: CancellationToken,
 }
 
 impl Shared {
@@ -183,6 +182,7 @@ impl Proxy {
             current,
             pool: Arc::new(Pool::new().map_err(|e| failed(&e))?),
             limiter: Limiter::default(),
+            filled: CancellationToken::new(),
             acceptor: TlsAcceptor::from(Arc::new(tls)),
         })))
     }
@@ -196,6 +196,12 @@ impl Proxy {
         };
         // Freed after the lock.
         drop(before);
+        self.0.filled.cancel();
+    }
+
+    /// Waits for the first table.
+    pub async fn filled(&self) {
+        self.0.filled.cancelled().await;
     }
 
     /// Returns the table of now.
@@ -288,38 +294,19 @@ async fn connection(
         address = read.unwrap_or(address).to_canonical();
     }
     if !tls {
-        return http1(shared, stream, Peer { address, tls: None }, stop).await;
+        return rest::serve(shared, stream, Peer { address, tls: None, activity: None }, stop).await;
     }
-    let accepted = timeout(HANDSHAKE, shared.acceptor.accept(stream)).await.map_err(late).flatten();
+    let accepted = timeout(HANDSHAKE, Box::pin(shared.acceptor.accept(stream))).await.map_err(late).flatten();
     let stream = accepted.inspect_err(|_| shared.metrics.handshake_failures.inc())?;
     let session = stream.get_ref().1;
     let name = session.server_name().map(|name| Arc::from(name.to_ascii_lowercase()));
     let is_http2 = session.alpn_protocol() == Some(b"h2");
-    let peer = Peer { address, tls: Some(name) };
-    if is_http2 { http2(shared, stream, peer, stop).await } else { http1(shared, stream, peer, stop).await }
-}
-
-async fn http1<T>(shared: &Arc<Shared>, stream: T, peer: Peer, stop: &CancellationToken) -> io::Result<()>
-where
-    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let service = service_fn(|request: Request<Incoming>| {
-        // Boxed: an idle connection has no room for it.
-        let answer = Box::pin(answer(shared.clone(), peer.clone(), request));
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(shared.config.idle).max_buf_size(MOST_HEADERS);
-    let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    ended.map_err(io::Error::other)
+    let peer = Peer { address, tls: Some(name), activity: None };
+    if is_http2 {
+        Box::pin(http2(shared, stream, peer, stop)).await
+    } else {
+        rest::serve(shared, stream, peer, stop).await
+    }
 }
 
 async fn http2<T>(shared: &Arc<Shared>, stream: T, peer: Peer, stop: &CancellationToken) -> io::Result<()>

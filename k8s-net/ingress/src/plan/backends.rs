@@ -21,6 +21,11 @@ pub(super) struct Backends {
 }
 
 impl Backends {
+    /// Returns the Services that were looked for.
+    pub(super) fn services(&self) -> BTreeSet<ObjectKey> {
+        self.known.keys().map(|(service, _)| service.clone()).collect()
+    }
+
     /// Returns the backend of a Service's port. One without Service, port or endpoints is a backend without
     /// endpoints.
     pub(super) fn of(

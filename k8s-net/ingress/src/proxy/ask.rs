@@ -78,7 +78,7 @@ pub(crate) async fn ask(
 }
 
 /// Returns false for headers that would change how a request is read.
-fn is_plain(name: &HeaderName) -> bool {
+pub(crate) fn is_plain(name: &HeaderName) -> bool {
     ![header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::CONNECTION, header::UPGRADE]
         .contains(name)
 }

@@ -21,10 +21,11 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
-    ask::ask,
+    ask::{ask, is_plain},
     body::{BodyError, RequestBody, ResponseBody, Sending},
     pool::{Connection, Key, Lease},
     record::Record,
+    rest::{Activity, Busy},
     tunnel,
 };
 use crate::{
@@ -45,6 +46,8 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// The name that the handshake asked for; `None` without TLS.
     pub(crate) tls: Option<Option<Arc<str>>>,
+    /// Traffic of a connection of HTTP/1.1.
+    pub(crate) activity: Option<Arc<Activity>>,
 }
 
 /// Returns an answer with its status as text.
@@ -74,6 +77,7 @@ pub(crate) async fn answer(
     request: Request<Incoming>,
 ) -> Response<ResponseBody> {
     let mut record = Record::new(shared.metrics.clone(), peer.address, &request);
+    record.busy = peer.activity.clone().map(|activity| Busy::new(activity, !request.body().is_end_stream()));
     match serve(&shared, &peer, request, &mut record).await {
         Ok(Served::Answer(response, lease, patience)) => {
             record.status = response.status().as_u16();
@@ -178,8 +182,13 @@ async fn serve(
         let target = parts.uri.path_and_query().map(PathAndQuery::as_str).unwrap_or("/");
         let scheme = if client.is_tls { "https" } else { "http" };
         let url = format!("{scheme}://{}{target}", host.to_str().unwrap_or_default());
-        for (name, value) in ask(&shared.pool, auth, &parts.headers, &parts.method, &url).await? {
-            parts.headers.insert(name, value);
+        let passed = ask(&shared.pool, auth, &parts.headers, &parts.method, &url).await?;
+        // The client's own are not believed.
+        for name in auth.response_headers.iter().filter(|name| is_plain(name)) {
+            parts.headers.remove(name);
+        }
+        for (name, value) in passed {
+            parts.headers.append(name, value);
         }
     }
     if let Some(protocol) = upgrade.as_ref().filter(|_| upgraded.is_some()) {
@@ -247,6 +256,9 @@ async fn send(
         (Some(RequestBody::empty()), None)
     } else {
         let (body, sending) = RequestBody::passing(body, settings.body_size, settings.send_timeout);
+        if let Some(busy) = &mut record.busy {
+            busy.sending = Some(sending.clone());
+        }
         (Some(body), Some(sending))
     };
     let repeatable =

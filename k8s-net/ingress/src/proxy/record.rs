@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, Version, header};
 use k8s_metrics::{Counter, Family, Gauge, Histogram, Registry, exponential_buckets};
 use tokio::time::Instant;
 
-use super::limit::Slot;
+use super::{limit::Slot, rest::Busy};
 use crate::table::Route;
 
 /// Target of the access log's lines.
@@ -98,6 +98,8 @@ pub(crate) struct Record {
     pub(crate) endpoint: Option<SocketAddr>,
     /// Counts as one of the client's requests in flight.
     pub(crate) slot: Option<Slot>,
+    /// Keeps the client's connection from resting.
+    pub(crate) busy: Option<Busy>,
 }
 
 fn shortened(text: &str) -> String {
@@ -131,6 +133,7 @@ impl Record {
             bytes: 0,
             endpoint: None,
             slot: None,
+            busy: None,
         })
     }
 

@@ -298,7 +298,7 @@ async fn another_server_decides_who_gets_in() {
     let mut table =
         table(vec![To("by-name.org", "/", vec![one.address], &[("auth-url", "http://127.0.0.1/allow")])]);
     for (host, settings) in [
-        ("allow.org", with("/allow", &[("auth-response-headers", "X-User, Host")])),
+        ("allow.org", with("/allow", &[("auth-response-headers", "X-User, X-Role, Host")])),
         ("deny.org", with("/deny", &[])),
         ("login.org", with("/login", &[("auth-signin", "https://sso.org/start")])),
     ] {
@@ -312,7 +312,7 @@ async fn another_server_decides_who_gets_in() {
         table.hosts.entry(host.into()).or_default().default = Some(Arc::new(route));
     }
     let served = Served::start(ProxyConfig::default(), table).await;
-    let allowed = served.get("allow.org", "/a?b=c", "X-User: root\r\nCookie: s=1\r\n").await;
+    let allowed = served.get("allow.org", "/a?b=c", "X-User: root\r\nX-Role: root\r\nCookie: s=1\r\n").await;
     assert!(
         status(&allowed) == 200 && allowed.contains("x-user: me\n") && !allowed.contains("root"),
         "{allowed}"
@@ -365,4 +365,32 @@ async fn requests_are_counted() {
     ] {
         assert!(text.contains(want), "{want} {text}");
     }
+}
+
+#[tokio::test]
+async fn connections_that_rested_go_on() {
+    let one = Endpoint::start("one").await;
+    let served = Served::of(vec![To("a.org", "/", vec![one.address], &[])]).await;
+    let (mut quiet, mut half, mut body) =
+        (served.connect().await, served.connect().await, served.connect().await);
+    let get = "GET /x HTTP/1.1\r\nHost: a.org\r\n\r\n";
+    quiet.write_all(get.as_bytes()).await.unwrap();
+    // A request in two parts, and one whose body does not go on after it was refused.
+    half.write_all(get[..20].as_bytes()).await.unwrap();
+    let refused = "POST / HTTP/1.1\r\nHost: none.org\r\nContent-Length: 500\r\n\r\n";
+    body.write_all(refused.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let rest = "GET /y HTTP/1.1\r\nHost: a.org\r\nConnection: close\r\n\r\n";
+    quiet.write_all(rest.as_bytes()).await.unwrap();
+    let answers = all(&mut quiet).await;
+    assert!(answers.contains("one GET /x ") && answers.contains("one GET /y "), "{answers}");
+    half.write_all(format!("{}{rest}", &get[20..]).as_bytes()).await.unwrap();
+    let answers = all(&mut half).await;
+    assert!(answers.contains("one GET /x ") && answers.contains("one GET /y "), "{answers}");
+    // What comes now is the body, and no request.
+    let _ = body.write_all(rest.as_bytes()).await;
+    let _ = body.shutdown().await;
+    let answers = all(&mut body).await;
+    assert!(status(&answers) == 404 && !answers.contains("one GET"), "{answers}");
+    assert!(!one.seen().iter().any(|seen| seen.contains("none.org")));
 }
