@@ -3,10 +3,10 @@
 use rand::{Rng, rngs::StdRng};
 
 use super::{
-    Feasible, Profile, Trace,
+    Profile, Trace,
     memo::{Memo, NOT},
 };
-use crate::{Cycle, NodeInfo, PodInfo, Points};
+use crate::{Cycle, NodeInfo, PodInfo, Points, feasible::Feasible};
 
 /// One choice. `totals` stays empty while the sums of the memo are all that counts.
 struct Scoring<'s, 'a, T> {
@@ -28,12 +28,14 @@ impl Profile {
     }
 
     /// Returns the index of the node with the highest score; one of several is chosen by chance, with equal
-    /// probability. `added` has the extenders' part of the scores, if there are any.
+    /// probability. `memo` has the kept scores of all feasible nodes, if it is there. `added` has the
+    /// extenders' part of the scores, if there are any.
     pub(super) fn best<'a, T: Trace>(
         &self,
         cx: &mut Cycle<'a>,
         pod: &PodInfo,
         feasible: &Feasible<'a>,
+        memo: Option<&Memo>,
         added: &[i64],
         rng: &mut StdRng,
         trace: &mut T,
@@ -44,7 +46,7 @@ impl Profile {
         let (totals, scores, nodes) = (Vec::new(), Vec::new(), Vec::new());
         let mut scoring = Scoring { feasible, pod, trace, totals, scores, nodes };
         // An explanation shows each score.
-        let memo = feasible.memo.filter(|_| !T::FULL);
+        let memo = memo.filter(|_| !T::FULL);
         if !added.is_empty() {
             scoring.begin(memo);
             scoring
@@ -62,7 +64,7 @@ impl Profile {
         }
         if scoring.totals.is_empty()
             && let Some(memo) = memo
-            && feasible.all_of_memo
+            && feasible.by_verdicts()
         {
             return highest(memo.fixed(), rng);
         }
