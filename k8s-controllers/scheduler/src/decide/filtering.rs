@@ -8,6 +8,7 @@ use super::{
     Asked, Fit, Kept, Profile, Trace, Unschedulable,
     memo::{Memo, Memos},
     refusals::{EXTENDER, Refusals},
+    scoring::Known,
 };
 use crate::{Cluster, Cycle, NodeInfo, PodInfo, Reject, WakeOn, feasible::Feasible};
 
@@ -247,7 +248,8 @@ impl<'a> Filtering<'a> {
         rng: &mut StdRng,
         trace: &mut T,
     ) -> Fit {
-        let best = self.profile.best(&mut self.cx, self.pod, feasible, self.memo, added, rng, trace);
+        let known = Known { memo: self.memo, added };
+        let best = self.profile.best(&mut self.cx, self.pod, feasible, &known, rng, trace);
         let node = self.cx.cluster().nodes().get(best).map_or("", NodeInfo::name).to_owned();
         Fit { node, evaluated: self.evaluated, feasible: feasible.len() }
     }
