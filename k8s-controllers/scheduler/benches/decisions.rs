@@ -1,4 +1,5 @@
-//! Measures bare decisions over many nodes: no API server, no queue, no binding. Prints figures, asserts none.
+//! Measures bare decisions over many nodes: no API server, no queue, no binding. Prints figures, asserts
+//! none.
 //!
 //! `cargo bench -p k8s-scheduler --bench decisions [-- <nodes> [<name of a case>]]`
 

@@ -1,12 +1,11 @@
 //! One scheduling decision: filters nodes, then scores the feasible ones. Pure.
 //!
-//! Flow: [`Filtering`] finds feasible nodes, and one of them is chosen by the scores (`scoring`). Results that
-//! depend on one node alone are kept from pod to pod (`memo`). With extenders, `extender::decide` asks them
-//! between steps of the filtering. [`Trial`] is the search for victims if no node is feasible.
+//! Flow: [`Filtering`] finds feasible nodes, and one of them is chosen by the scores (`scoring`). Results
+//! that depend on one node alone are kept from pod to pod (`memo`). With extenders, `extender::decide` asks
+//! them between steps of the filtering. [`Trial`] is the search for victims if no node is feasible.
 //! Guarantee: the feasible nodes and the ones with the highest score are those of asking every plugin about
 //! every node.
 
-mod feasible;
 mod filtering;
 mod memo;
 mod refusals;
@@ -18,7 +17,7 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 
-pub(crate) use self::{feasible::Feasible, filtering::Filtering};
+pub(crate) use self::filtering::Filtering;
 use self::{filtering::Sum, memo::Memos, trial::Trial, trials::Trials};
 use crate::{Cluster, Cycle, NodeInfo, Nomination, PodInfo, Points, Reject, WakeOn};
 

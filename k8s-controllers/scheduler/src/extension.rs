@@ -136,7 +136,7 @@ pub trait Search {
         let names = self.resolvable();
         (0..nodes.len()).filter(|at| names.iter().any(|name| name == nodes[*at].name())).collect()
     }
-    /// Returns what [`Search::remember`] was told about a node. `None`: nothing, or it may be another one now,
+    /// Returns what [`Search::remember`] was told about a node. `None`: nothing, or it may have changed,
     /// because the node, the pods on it or a disruption budget changed. It is told for pods of the same
     /// template and priority, and only if all filters of the pod depend on one node alone
     /// ([`PointsOf::depends_on_node`](crate::PointsOf::depends_on_node)).

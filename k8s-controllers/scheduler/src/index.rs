@@ -1,9 +1,9 @@
-//! Numbers of placed pods by topology domain, kept up to date by every change instead of counted per decision.
+//! Numbers of placed pods by topology domain, kept up to date by every change and not counted per decision.
 //!
-//! Two directions: a [`Question`] of a pod that is being scheduled ("how many pods that I select are in each
-//! zone") is answered by a tally; the terms of placed pods ("I do not want such pods in my zone") are found by
-//! the labels of the pod that comes. Domains are numbers by the index of the node, so that a decision reads
-//! columns.
+//! Two directions: a [`Question`] of a pod that is being scheduled ("how many pods that I select are in
+//! each zone") is answered by a tally; the terms of placed pods ("I do not want such pods in my zone") are
+//! found by the labels of the pod that comes. Domains are numbers by the index of the node, so that a
+//! decision reads columns.
 //!
 //! Guarantee: the numbers equal a count over all pods of the cluster's nodes.
 //! Bounds: [`tallies::MOST`] tallies; the terms are as many as placed pods have. A topology is known while a

@@ -1,4 +1,4 @@
-//! The order in which nodes changed, so that what was computed from them is brought up to date by the changes.
+//! The order in which nodes changed, so that what was computed from them is brought up to date by changes.
 
 use std::collections::VecDeque;
 

@@ -42,6 +42,7 @@ mod event;
 mod extender;
 mod extension;
 mod failures;
+mod feasible;
 mod index;
 mod journal;
 mod many;

@@ -1,6 +1,6 @@
 //! Built-in plugins over many nodes at once. The results are those of their extension points node by node.
 
-use crate::{Cluster, Cycle, PodInfo, Reject, decide::Feasible};
+use crate::{Cluster, Cycle, PodInfo, Reject, feasible::Feasible};
 
 /// The nodes that a filter passes.
 pub(crate) enum Passes {

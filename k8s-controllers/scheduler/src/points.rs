@@ -162,8 +162,8 @@ impl<T> PointsOf<T> {
     }
 
     /// Declares that what [`Filter`] and [`Score`] return for a node depends on this node and the pods on it,
-    /// and on the pod's namespace, labels, annotations, owners and spec alone: not on other nodes, on the time
-    /// or on state of the plugin. The results are then kept for the pods of one template until the node
+    /// and on the pod's namespace, labels, annotations, owners and spec alone: not on other nodes, the time
+    /// or state of the plugin. The results are then kept for the pods of one template until the node
     /// changes. A score with [`PreScore`] is not kept. The filter is asked before those that are not kept.
     ///
     /// ```

@@ -5,11 +5,12 @@ use std::{borrow::Cow, collections::BTreeMap};
 use rand::rngs::StdRng;
 
 use super::{
-    Asked, Feasible, Fit, Kept, Profile, Trace, Unschedulable,
+    Asked, Fit, Kept, Profile, Trace, Unschedulable,
     memo::{Memo, Memos},
     refusals::{EXTENDER, Refusals},
+    scoring::Known,
 };
-use crate::{Cluster, Cycle, NodeInfo, PodInfo, Reject, WakeOn};
+use crate::{Cluster, Cycle, NodeInfo, PodInfo, Reject, WakeOn, feasible::Feasible};
 
 /// The filtering of one decision: finds feasible nodes, and remembers why the others are not.
 pub(crate) struct Filtering<'a> {
@@ -84,7 +85,7 @@ impl<'a> Filtering<'a> {
                 }
                 self.refused.absent = total - self.evaluated;
             }
-            return Feasible::listed(feasible, None);
+            return Feasible::listed(feasible);
         }
         if self.first.is_none() && enough >= total {
             self.first = Some(0);
@@ -97,7 +98,7 @@ impl<'a> Filtering<'a> {
             self.examine((first + self.evaluated) % total, &mut feasible, trace);
         }
         *self.start = (first + self.evaluated) % total;
-        Feasible::listed(feasible, None)
+        Feasible::listed(feasible)
     }
 
     fn examine<T: Trace>(&mut self, slot: usize, feasible: &mut Vec<u32>, trace: &mut T) {
@@ -115,21 +116,21 @@ impl<'a> Filtering<'a> {
     /// Returns all feasible nodes: first of the plugins whose results are kept, then plugin by plugin.
     fn all<T: Trace>(&mut self, trace: &mut T) -> Feasible<'a> {
         let cluster = self.cx.cluster();
-        let Some(memos) = self.memos.take() else { return Feasible::listed(Vec::new(), None) };
+        let Some(memos) = self.memos.take() else { return Feasible::listed(Vec::new()) };
         let memo: &Memo = memos.synced(self.profile, &mut self.cx, self.pod, &self.asked);
         self.memo = Some(memo);
         let feasible = if self.asked.iter().all(|row| memo.has_filter(*row)) && !cluster.has_nominated() {
-            Feasible::of(memo)
+            Feasible::of(memo.refused().0, memo.feasible())
         } else {
             let crowded = self.crowded();
-            let mut left = memo.passed();
+            let mut left = Feasible::of(memo.refused().0, memo.feasible()).slots().to_vec();
             if !crowded.is_empty() {
                 left.retain(|slot| !crowded.contains(slot));
             }
             for row in self.asked.clone().into_iter().filter(|row| !memo.has_filter(*row)) {
                 self.retain(row, &mut left);
             }
-            Feasible::listed(left, Some(memo))
+            Feasible::listed(left)
         };
         if T::FULL {
             for (slot, row, reject) in self.refusals() {
@@ -247,7 +248,8 @@ impl<'a> Filtering<'a> {
         rng: &mut StdRng,
         trace: &mut T,
     ) -> Fit {
-        let best = self.profile.best(&mut self.cx, self.pod, feasible, added, rng, trace);
+        let known = Known { memo: self.memo, added };
+        let best = self.profile.best(&mut self.cx, self.pod, feasible, &known, rng, trace);
         let node = self.cx.cluster().nodes().get(best).map_or("", NodeInfo::name).to_owned();
         Fit { node, evaluated: self.evaluated, feasible: feasible.len() }
     }

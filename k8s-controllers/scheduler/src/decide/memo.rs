@@ -1,8 +1,8 @@
 //! Results of plugins that depend on one node and on the pod's template alone, kept from pod to pod.
 //!
 //! Flow: the pods of a Deployment differ in nothing that these plugins read. The first one fills a memo: per
-//! node the refusal or the raw scores. The next one brings it up to date by the cluster's journal: usually one
-//! node, that of the pod before.
+//! node the refusal or the raw scores. The next one brings it up to date by the cluster's journal: usually
+//! one node, that of the pod before.
 //! Guarantee: a memo's contents are what the plugins say when they are asked about each node now.
 //! Bounds: [`MOST`] memos; each has some 12 bytes for each node and 8 for each plugin with normalized scores.
 
@@ -280,13 +280,6 @@ impl Memo {
     /// Returns the number of feasible nodes.
     pub(super) fn feasible(&self) -> usize {
         self.feasible
-    }
-
-    /// Returns the indexes of the feasible nodes.
-    pub(super) fn passed(&self) -> Vec<u32> {
-        let mut passed = Vec::with_capacity(self.feasible);
-        passed.extend((0u32..).zip(&self.verdicts).filter(|(_, v)| **v == 0).map(|(at, _)| at));
-        passed
     }
 
     /// Returns the refusals' numbers by the node's index, and the refusals.

@@ -3,10 +3,18 @@
 use rand::{Rng, rngs::StdRng};
 
 use super::{
-    Feasible, Profile, Trace,
+    Profile, Trace,
     memo::{Memo, NOT},
 };
-use crate::{Cycle, NodeInfo, PodInfo, Points};
+use crate::{Cycle, NodeInfo, PodInfo, Points, feasible::Feasible};
+
+/// Scores that are known before plugins are asked.
+pub(super) struct Known<'m> {
+    /// The kept scores of all feasible nodes, if they are there.
+    pub(super) memo: Option<&'m Memo>,
+    /// The extenders' part of the scores in the order of the feasible nodes, if there are any.
+    pub(super) added: &'m [i64],
+}
 
 /// One choice. `totals` stays empty while the sums of the memo are all that counts.
 struct Scoring<'s, 'a, T> {
@@ -28,13 +36,13 @@ impl Profile {
     }
 
     /// Returns the index of the node with the highest score; one of several is chosen by chance, with equal
-    /// probability. `added` has the extenders' part of the scores, if there are any.
+    /// probability.
     pub(super) fn best<'a, T: Trace>(
         &self,
         cx: &mut Cycle<'a>,
         pod: &PodInfo,
         feasible: &Feasible<'a>,
-        added: &[i64],
+        known: &Known<'_>,
         rng: &mut StdRng,
         trace: &mut T,
     ) -> usize {
@@ -44,13 +52,13 @@ impl Profile {
         let (totals, scores, nodes) = (Vec::new(), Vec::new(), Vec::new());
         let mut scoring = Scoring { feasible, pod, trace, totals, scores, nodes };
         // An explanation shows each score.
-        let memo = feasible.memo.filter(|_| !T::FULL);
-        if !added.is_empty() {
+        let memo = known.memo.filter(|_| !T::FULL);
+        if !known.added.is_empty() {
             scoring.begin(memo);
             scoring
                 .totals
                 .iter_mut()
-                .zip(added)
+                .zip(known.added)
                 .for_each(|(total, score)| *total = total.saturating_add(*score));
         }
         for (at, row) in self.rows.iter().enumerate().filter(|(_, row)| row.score.is_some()) {
@@ -62,7 +70,7 @@ impl Profile {
         }
         if scoring.totals.is_empty()
             && let Some(memo) = memo
-            && feasible.all_of_memo
+            && feasible.by_verdicts()
         {
             return highest(memo.fixed(), rng);
         }

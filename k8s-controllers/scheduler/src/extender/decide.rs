@@ -5,7 +5,8 @@ use rand::rngs::StdRng;
 use super::{Extenders, Failing};
 use crate::{
     Cluster, PodInfo,
-    decide::{Decision, Feasible, Filtering, Fit, Kept, Profile, Trace},
+    decide::{Decision, Filtering, Fit, Kept, Profile, Trace},
+    feasible::Feasible,
 };
 
 /// Decides for one pod, as [`Profile::decide`]. While the extenders refuse all nodes that were found, the

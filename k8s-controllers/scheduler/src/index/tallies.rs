@@ -1,7 +1,7 @@
 //! Numbers of selected pods per node and per domain, kept while the same question is asked again and again.
 //!
 //! A tally is made by the first question and updated by every placement and removal. The least recently asked
-//! one is dropped when there are [`MOST`].
+//! one is dropped when there are [`MOST`], or fewer if there are very many nodes.
 
 use std::{
     collections::HashMap,
@@ -19,6 +19,12 @@ use crate::{NodeInfo, PodInfo};
 
 /// Limit of tallies.
 pub(super) const MOST: usize = 1024;
+
+/// Limit of the numbers by node of all tallies together; but there may be [`ALWAYS`] tallies.
+const MOST_NUMBERS: usize = 8 << 20;
+
+/// Number of tallies that a cluster of any size may have.
+const ALWAYS: usize = 64;
 
 /// The pods that are counted.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,7 +107,8 @@ impl Tallies {
         let by_node = Arc::new(nodes.iter().map(count).collect());
         let tally = Tally { question: question.clone(), key, by_node, by_domain: Vec::new(), asked: 0 };
         let oldest = (0..self.list.len()).min_by_key(|at| self.list[*at].asked);
-        let at = match oldest.filter(|_| self.list.len() >= MOST) {
+        let most = (MOST_NUMBERS / nodes.len().max(1)).clamp(ALWAYS, MOST);
+        let at = match oldest.filter(|_| self.list.len() >= most) {
             None => {
                 self.list.push(tally);
                 self.list.len() - 1

@@ -67,6 +67,11 @@ impl Domains {
         }
     }
 
+    /// Returns the limit of the domains' numbers.
+    pub(crate) fn number(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// Returns the numbers of the domains that have nodes.
     pub(crate) fn used(&self) -> impl Iterator<Item = usize> {
         self.nodes.iter().enumerate().filter(|(_, nodes)| **nodes > 0).map(|(domain, _)| domain)
@@ -225,7 +230,7 @@ impl Topologies {
         self.get(key).cloned().unwrap_or_else(|| Topology::new(key, nodes).domains)
     }
 
-    /// Reads the labels of a node; returns the keys whose domain changed, with the one before and the new one.
+    /// Reads the labels of a node; returns the keys whose domain changed, with the old and the new one.
     pub(super) fn set(&mut self, at: usize, node: &NodeInfo) -> Vec<(String, Option<usize>, Option<usize>)> {
         let id = |domain: u32| (domain != NONE).then_some(domain as usize);
         let mut changed = Vec::new();

@@ -7,7 +7,7 @@ use crate::{
     Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, NormalizeScore, Plugin, PodInfo, Points,
     PreFilter, PreScore, Reject, Score, WakeOn,
     args::InterPodAffinityArgs,
-    decide::Feasible,
+    feasible::Feasible,
     index::{Domains, Kind},
     many::AtOnce,
     terms::AffinityTerm,

@@ -10,7 +10,7 @@ use crate::{
     Cluster, Cycle, EnqueueExtensions, Event, Filter, NodeInfo, NormalizeScore, Plugin, PodInfo, Points,
     PreFilter, PreScore, Reject, Score, WakeOn,
     args::NodeAffinityArgs,
-    decide::Feasible,
+    feasible::Feasible,
     many::{AtOnce, Passes, PerNode},
     node_info::normalized,
 };

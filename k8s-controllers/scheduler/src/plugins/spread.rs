@@ -16,7 +16,7 @@ use crate::{
     PreFilter, PreScore, Reject, Score, WakeOn,
     args::PodTopologySpreadArgs,
     cluster::ZONE,
-    decide::Feasible,
+    feasible::Feasible,
     index::{Domains, Question},
     many::AtOnce,
     pod_info::Spread,
@@ -256,14 +256,48 @@ impl Filter for PodTopologySpread {
     }
 }
 
-/// A preferred constraint with the number of selected pods in each domain.
+/// A preferred constraint.
 struct Preferred {
-    max_skew: i64,
     domains: Domains,
     /// The number of selected pods by node, if the domains are single nodes.
     by_node: Option<Arc<Vec<i32>>>,
+    /// The part of the score by domain, or else by the number of pods on the node.
+    parts: Vec<f64>,
+    max_skew: i64,
     /// Weight of a pod, larger for constraints with more domains among the feasible nodes.
     weight: f64,
+}
+
+/// Limit of the numbers of pods whose part is computed in advance.
+const MOST_PARTS: i64 = 256;
+
+impl Preferred {
+    fn with_parts(mut self) -> Self {
+        self.parts = match &self.by_node {
+            Some(_) => (0..MOST_PARTS).map(|pods| self.part(pods)).collect(),
+            None => {
+                (0..self.domains.number()).map(|domain| self.part(self.domains.pods_in(domain))).collect()
+            }
+        };
+        self
+    }
+
+    fn part(&self, pods: i64) -> f64 {
+        pods as f64 * self.weight + (self.max_skew - 1) as f64
+    }
+
+    fn part_at(&self, slot: usize, domain: usize) -> f64 {
+        let Some(by_node) = &self.by_node else { return self.parts.get(domain).copied().unwrap_or(0.0) };
+        let pods = by_node.get(slot).copied().unwrap_or(0);
+        let known = usize::try_from(pods).ok().and_then(|at| self.parts.get(at).copied());
+        known.unwrap_or_else(|| self.part(pods.into()))
+    }
+}
+
+/// Rounds a score, which is not negative.
+fn rounded(score: f64) -> i64 {
+    let whole = score as i64;
+    whole + i64::from(score - whole as f64 >= 0.5)
 }
 
 struct Wishes {
@@ -283,14 +317,11 @@ impl Wishes {
         }
         let mut score = 0.0;
         for wish in &self.all {
-            let Some(domain) = wish.domains.of(slot) else { continue };
-            let there = match &wish.by_node {
-                Some(by_node) => by_node.get(slot).copied().unwrap_or(0).into(),
-                None => wish.domains.pods_in(domain),
-            };
-            score += there as f64 * wish.weight + (wish.max_skew - 1) as f64;
+            if let Some(domain) = wish.domains.of(slot) {
+                score += wish.part_at(slot, domain);
+            }
         }
-        score.round() as i64
+        rounded(score)
     }
 
     fn normalize(&self, slots: impl Iterator<Item = usize> + Clone, scores: &mut [i64]) {
@@ -337,9 +368,15 @@ impl PodTopologySpread {
             Preferred {
                 max_skew: constraint.max_skew,
                 domains: domains.clone(),
-                weight: weight(if host { scored().count() } else { domains.among(scored()) }),
+                weight: weight(if host {
+                    if everywhere || !strict { slots.len() } else { scored().count() }
+                } else {
+                    domains.among(scored())
+                }),
                 by_node: host.then(|| question.map(|q| cluster.by_node(&q)).unwrap_or_default()),
+                parts: Vec::new(),
             }
+            .with_parts()
         });
         let wishes = Wishes { all: all.collect(), strict: strict && !everywhere };
         cx.put(wishes);
