@@ -81,6 +81,8 @@ pub struct PolicyStats {
     pub last: Duration,
     /// Elements in the table.
     pub elements: usize,
+    /// Established connections that are no longer allowed are being looked for, to be cut.
+    pub cutting: bool,
 }
 
 /// Errors of starting and removing network policies.
