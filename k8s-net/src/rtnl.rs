@@ -282,8 +282,8 @@ impl Rtnl {
         })
     }
 
-    /// Waits until a link whose other end came up can send. (Else the kernel drops what it sends until a worker
-    /// of its own has run; asking for the link makes it do that work at once.)
+    /// Waits until a link whose other end came up can send. (Else the kernel drops what it sends until a
+    /// worker of its own has run; asking for the link makes it do that work at once.)
     pub(crate) fn await_carrier(&mut self, index: u32) -> io::Result<()> {
         self.0.acked(|m, seq| {
             m.begin(libc::RTM_GETLINK, NLM_F_ACK, seq, &link_head(index, 0, 0)).end();

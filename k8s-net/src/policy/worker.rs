@@ -39,7 +39,8 @@ use crate::{
     nft::{Batch, Nft},
 };
 
-/// Time between two readings of conntrack's table at least, so that many changes do not keep a processor busy.
+/// Time between two readings of conntrack's table at least, so that many changes do not keep a processor
+/// busy.
 const REST: Duration = Duration::from_millis(100);
 
 /// Objects that changed since the last transaction.
