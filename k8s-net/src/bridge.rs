@@ -12,15 +12,17 @@
 //!    -9.
 //! 2. Attach is idempotent; addresses survive a restart.
 //! 3. Every object created carries the cluster's name (bridge, tables, the comments of rules in other
-//!    programs' firewalls) or is in the cluster's group of links; [`cleanup`] removes exactly those. The sysctl
-//!    `ip_forward` stays on: other programs may rely on it by then.
+//!    programs' firewalls) or is in the cluster's group of links; [`cleanup`] removes exactly those. The
+//!    sysctl `ip_forward` stays on: other programs may rely on it by then.
 //! 4. What a pod sends with an IP address or MAC that is not its own is dropped, and so is what others send
 //!    with a pod's.
 //! 5. With network policies ([`crate::policy`]) a new pod is closed until its rules are in the kernel.
 //!
-//! A pod that an earlier version connected to the bridge is taken out of it when the kubelet attaches it again.
+//! A pod that an earlier version connected to the bridge is taken out of it when the kubelet attaches it
+//! again.
 //!
-//! Not here: services (see [`crate::proxy`]), policies (see [`crate::policy`]), routes to other nodes (see [`crate::routes`]), IPv6.
+//! Not here: services (see [`crate::proxy`]), policies (see [`crate::policy`]), routes to other nodes (see
+//! [`crate::routes`]), IPv6.
 
 mod attach;
 pub(crate) mod firewalls;

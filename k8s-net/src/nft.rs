@@ -6,7 +6,8 @@
 //! Ours, because no kept crate builds rules without the program `nft` or the C library libnftnl, and because
 //! a sync of many thousand rules is one buffer here.
 //!
-//! Not here: the rules themselves (see `proxy::rules`, `policy::rules` and `bridge::rules`). [`expr`] has the expressions.
+//! Not here: the rules themselves (see `proxy::rules`, `policy::rules` and `bridge::rules`). [`expr`] has the
+//! expressions.
 
 use std::io;
 

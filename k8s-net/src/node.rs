@@ -1,5 +1,5 @@
-//! A node's network in one type: pod network, service proxy, network policies, cluster DNS and routes over one
-//! set of caches.
+//! A node's network in one type: pod network, service proxy, network policies, cluster DNS and routes over
+//! one set of caches.
 //!
 //! Flow: [`NodeNet::start`] creates bridge and guard routes first, then starts the proxy, adds the DNS
 //! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods. Network

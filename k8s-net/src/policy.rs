@@ -6,18 +6,18 @@
 //! longer allowed. A new pod is closed (`gate`) until its rules are in the kernel.
 //!
 //! Guarantees:
-//! 1. Only the table `TABLE-policy` is touched; [`cleanup`] removes it. Stopping leaves it in place, so running
-//!    pods stay closed to others.
-//! 2. The first packet of a connection costs a fixed number of lookups, later ones none, whatever the number of
-//!    policies and pods. A change costs what it touches. Packets see the state of before or after.
-//! 3. Nothing is allowed by mistake: what cannot be read of a policy allows nothing (a warning event tells), a
-//!    pod that is not known is closed, and an unknown namespace matches no selector.
+//! 1. Only the table `TABLE-policy` is touched; [`cleanup`] removes it. Stopping leaves it in place, so
+//!    running pods stay closed to others.
+//! 2. The first packet of a connection costs a fixed number of lookups, later ones none, whatever the number
+//!    of policies and pods. A change costs what it touches. Packets see the state of before or after.
+//! 3. Nothing is allowed by mistake: what cannot be read of a policy allows nothing (a warning event tells),
+//!    a pod that is not known is closed, and an unknown namespace matches no selector.
 //! 4. The node reaches its own pods always. A pod reaches itself always, and the node as its egress policies
 //!    allow.
 //!
 //! Pods of the host network count as the node: policies neither select them nor know them as peers, but by
-//! address block. The cluster's DNS server, which is in the node, counts as a pod of kube-system with the label
-//! `k8s-app: kube-dns`.
+//! address block. The cluster's DNS server, which is in the node, counts as a pod of kube-system with the
+//! label `k8s-app: kube-dns`.
 //!
 //! Not here: IPv6 (blocks of it have no effect); packets that pods send with addresses of others (see
 //! [`crate::bridge`]).
@@ -81,6 +81,8 @@ pub struct PolicyStats {
     pub last: Duration,
     /// Elements in the table.
     pub elements: usize,
+    /// Established connections that are no longer allowed are being looked for, to be cut.
+    pub cutting: bool,
 }
 
 /// Errors of starting and removing network policies.

@@ -282,6 +282,14 @@ impl Rtnl {
         })
     }
 
+    /// Waits until a link whose other end came up can send. (Else the kernel drops what it sends until a
+    /// worker of its own has run; asking for the link makes it do that work at once.)
+    pub(crate) fn await_carrier(&mut self, index: u32) -> io::Result<()> {
+        self.0.acked(|m, seq| {
+            m.begin(libc::RTM_GETLINK, NLM_F_ACK, seq, &link_head(index, 0, 0)).end();
+        })
+    }
+
     /// Deletes a link.
     pub(crate) fn del_link(&mut self, name: &str) -> io::Result<()> {
         let gone = self.0.acked(|m, seq| {

@@ -79,11 +79,10 @@ pub(super) fn connect(ends: &Ends<'_>) -> io::Result<()> {
     rtnl.add_veth(&veth, namespace.as_fd())?;
     let index = rtnl.index_of(ends.host)?.ok_or_else(|| io::Error::other("new link is not there"))?;
     ends.outer(&mut rtnl, index)?;
-    if ends.inner(Pair::Made)? {
-        Ok(())
-    } else {
-        Err(io::Error::other("the pod's link is not in its namespace"))
+    if !ends.inner(Pair::Made)? {
+        return Err(io::Error::other("the pod's link is not in its namespace"));
     }
+    rtnl.await_carrier(index)
 }
 
 impl Ends<'_> {

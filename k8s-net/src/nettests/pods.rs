@@ -152,8 +152,8 @@ fn two_programs_share_no_table() {
     finish(&host, config);
 }
 
-/// Connects an attached pod as an earlier version did: as a port of the bridge, with any MAC. Returns the name
-/// of the link.
+/// Connects an attached pod as an earlier version did: as a port of the bridge, with any MAC. Returns the
+/// name of the link.
 pub(super) fn make_port(host: &Ns, bridge: &'static str, pod: &Ns, address: Ipv4Addr) -> String {
     let path = pod.path.clone();
     let link = host.run(move || {

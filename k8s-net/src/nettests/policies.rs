@@ -99,10 +99,16 @@ impl Rules {
         self.policies.upsert(policy(namespace, name, spec));
     }
 
-    /// Waits until the kernel has all that is in the caches; the pod must be one that is attached.
+    /// Waits until the kernel has all that is in the caches, and connections are cut. The pod must be one
+    /// that is attached.
     pub(super) fn settle(&self, namespace: &str, name: &str, address: IpAddr) {
         let IpAddr::V4(address) = address else { panic!("not IPv4") };
         runtime().block_on(self.gate.pass(ObjectKey::new(namespace, name), address));
+        let since = Instant::now();
+        while self.stats.borrow().cutting {
+            assert!(since.elapsed() < WAIT * 3, "connections are not cut");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Policies for the reachability test: each case is a set of policies over three namespaces (`x`, `y`, `z`) of
-//! three pods (`a`, `b`, `c`). The kinds of case are those of upstream's tests.
+//! Policies for the reachability test: each case is a set of policies over three namespaces (`x`, `y`, `z`)
+//! of three pods (`a`, `b`, `c`). The kinds of case are those of upstream's tests.
 
 use serde_json::{Value, json};
 

@@ -15,8 +15,8 @@ fn one_change_among_many_policies_is_quick() {
     let name = |n: u8| format!("n{n}");
     let app = |i: u8| json!({"app": format!("a{}", i % 10)});
     let address = |n: u8, i: u8| IpAddr::from([10, 42, n + 1, i + 1]);
-    // Each policy lets one app of the namespace be reached from another, from a neighbour namespace and from a
-    // block; one more denies all.
+    // Each policy lets one app of the namespace be reached from another, from a neighbour namespace and from
+    // a block; one more denies all.
     let spec = |n: u8, i: u8, port: u16| {
         json!({"podSelector": {"matchLabels": app(i)}, "policyTypes": ["Ingress", "Egress"],
             "ingress": [{"from": [{"podSelector": {"matchLabels": app(i + 1)}}, {"namespaceSelector": {"matchLabels": {"ns": name((n + 1) % namespaces)}}}], "ports": [{"port": port}]},

@@ -18,8 +18,8 @@ pub(crate) const MOST: usize = 2_000_000;
 /// First and last address of an interval, and its blocks.
 type Interval = (Ipv4Addr, Ipv4Addr, Vec<BlockId>);
 
-/// Returns the intervals that are in a block, in order, and the blocks that were left out to keep below `most`:
-/// the newest ones, which have the highest numbers.
+/// Returns the intervals that are in a block, in order, and the blocks that were left out to keep below
+/// `most`: the newest ones, which have the highest numbers.
 pub(crate) fn intervals(blocks: &BTreeMap<BlockId, Block>, most: usize) -> (Vec<Interval>, Vec<BlockId>) {
     if let Some(found) = divide(blocks.iter(), most) {
         return (found, Vec::new());

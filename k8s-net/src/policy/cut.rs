@@ -1,8 +1,8 @@
 //! Cuts established connections that are no longer allowed: their conntrack entries are deleted, so that the
 //! next packet is looked up as the first of a connection.
 //!
-//! Reading conntrack's table takes some milliseconds, so it is done beside the worker ([`read`]); which of the
-//! flows are cut is decided by the plan of the moment ([`denied`]).
+//! Reading conntrack's table takes some milliseconds, so it is done beside the worker ([`read`]); which of
+//! the flows are cut is decided by the plan of the moment ([`denied`]).
 
 use std::{collections::HashSet, io, net::Ipv4Addr};
 

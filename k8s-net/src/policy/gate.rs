@@ -1,8 +1,8 @@
 //! Keeps a new pod closed until its policies are in the kernel.
 //!
-//! The pod network puts a pod's address among the fresh ones before its link exists, then asks the worker by a
-//! [`Gate`] to plan the pod. The worker takes the address out in the transaction that has the pod's rules. If it
-//! does not know the pod yet, the pod stays closed until it does.
+//! The pod network puts a pod's address among the fresh ones before its link exists, then asks the worker by
+//! a [`Gate`] to plan the pod. The worker takes the address out in the transaction that has the pod's rules.
+//! If it does not know the pod yet, the pod stays closed until it does.
 
 use std::{io, net::Ipv4Addr, time::Duration};
 
@@ -57,7 +57,8 @@ pub(crate) fn table_beside(services: &str) -> String {
     format!("{services}-policy")
 }
 
-/// Closes the address of a new pod. With `make` a missing table is made; else without a table nothing is done.
+/// Closes the address of a new pod. With `make` a missing table is made; else without a table nothing is
+/// done.
 pub(crate) fn close(nft: &mut Nft, services: &str, address: Ipv4Addr, make: bool) -> io::Result<()> {
     let table = table_beside(services);
     let add = |batch: &mut Batch| batch.add(FRESH, &rules::fresh(address));

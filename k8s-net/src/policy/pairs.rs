@@ -1,9 +1,10 @@
 //! Profiles, classes, and what they allow each other. Pure.
 //!
-//! A profile is all that one pod's policies allow for one direction; pods of which policies say the same share
-//! one. A class is a set of peers that no policy tells apart: pods by the groups (selectors) that they are
-//! in, other addresses by the blocks that they are in. What a profile allows a class is one number of a port
-//! set. So a packet costs a fixed number of lookups, and a pod that becomes or stops being a peer one element.
+//! A profile is all that one pod's policies allow for one direction; pods of which policies say the same
+//! share one. A class is a set of peers that no policy tells apart: pods by the groups (selectors) that they
+//! are in, other addresses by the blocks that they are in. What a profile allows a class is one number of a
+//! port set. So a packet costs a fixed number of lookups, and a pod that becomes or stops being a peer one
+//! element.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -4,8 +4,8 @@
 //! are three lookups in hash tables, the port one in a tree; no number of policies or pods adds a rule. The
 //! addresses are those after the translation of services, and the source is that before masquerading.
 //!
-//! Chains decide about forwarded packets (`forward`) and about those from pods to the node (`input`). What the
-//! node sends to its pods is not looked at.
+//! Chains decide about forwarded packets (`forward`) and about those from pods to the node (`input`). What
+//! the node sends to its pods is not looked at.
 //!
 //! A map's values begin with a zero word, and registers are loaded before lookups, for the sake of `nft`: see
 //! `proxy::rules`.

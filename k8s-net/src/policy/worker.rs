@@ -39,6 +39,10 @@ use crate::{
     nft::{Batch, Nft},
 };
 
+/// Time between two readings of conntrack's table at least, so that many changes do not keep a processor
+/// busy.
+const REST: Duration = Duration::from_millis(100);
+
 /// Objects that changed since the last transaction.
 #[derive(Default)]
 struct Dirty {
@@ -92,6 +96,8 @@ pub(super) struct Worker {
     cut: bool,
     /// Flows that are being read, to cut some.
     reading: Option<JoinHandle<io::Result<Flows>>>,
+    /// Earliest time of the next reading.
+    next_reading: Instant,
     kernel: Option<Kernel>,
     /// Last warning told about a policy.
     told: HashMap<ObjectKey, String>,
@@ -105,6 +111,7 @@ fn drain<K: Object>(changes: &mut Subscription<K>, mut each: impl FnMut(Change<K
 }
 
 impl Worker {
+    #[expect(clippy::disallowed_methods, reason = "the kernel applies rules in real time")]
     pub(super) fn new(
         config: PolicyConfig,
         (namespaces, pods, policies): (Cache<Namespace>, Cache<Pod>, Cache<NetworkPolicy>),
@@ -129,6 +136,7 @@ impl Worker {
             left: HashSet::new(),
             cut: false,
             reading: None,
+            next_reading: Instant::now(),
             kernel: Some(kernel),
             told: HashMap::new(),
             stats,
@@ -174,9 +182,12 @@ impl Worker {
                     }
                 }
             }
-            if self.reading.is_none() && std::mem::take(&mut self.cut) {
+            if self.cut && self.reading.is_none() && Instant::now() >= self.next_reading {
+                self.cut = false;
                 self.read_flows();
             }
+            let waits = self.cut && self.reading.is_none();
+            let rest = tokio::time::sleep_until(self.next_reading.into());
             let read = async {
                 match &mut self.reading {
                     Some(reading) => reading.await,
@@ -201,8 +212,10 @@ impl Worker {
                     None => return,
                 },
                 Some(report) = self.reports.recv() => self.report(report, &mut dirty),
+                () = rest, if waits => {}
                 read = read => {
                     self.reading = None;
+                    self.next_reading = Instant::now() + REST;
                     self.cut(read.map_err(io::Error::other).flatten()).await;
                 }
             }
@@ -289,6 +302,16 @@ impl Worker {
         let fresh = kernel.fresh.clone();
         self.kernel = Some(kernel);
         let applied = result?;
+        self.cut |= applied.tighter;
+        if applied.changed {
+            let last = since.elapsed();
+            debug!(?last, "network policies applied");
+            let elements = self.kernel.as_ref().map_or(0, |kernel| kernel.plan.len());
+            let cutting = self.cut || self.reading.is_some();
+            self.stats.send_modify(|s| {
+                *s = PolicyStats { transactions: s.transactions + 1, last, elements, cutting };
+            });
+        }
         for (address, done) in std::mem::take(&mut self.new) {
             if fresh.contains(&address) {
                 // Its pod is not in the cache yet. It is asked about again when it is.
@@ -299,13 +322,6 @@ impl Worker {
         }
         // Those who no longer wait need no answer.
         self.new.retain(|(_, done)| !done.is_closed());
-        self.cut |= applied.tighter;
-        if applied.changed {
-            let last = since.elapsed();
-            debug!(?last, "network policies applied");
-            let elements = self.kernel.as_ref().map_or(0, |kernel| kernel.plan.len());
-            self.stats.send_modify(|s| *s = PolicyStats { transactions: s.transactions + 1, last, elements });
-        }
         Ok(())
     }
 
@@ -350,6 +366,8 @@ impl Worker {
         let left = std::mem::take(&mut self.left);
         if !isolated.is_empty() || !left.is_empty() {
             self.reading = Some(tokio::task::spawn_blocking(move || cut::read(&isolated, left)));
+        } else {
+            self.stats.send_modify(|s| s.cutting = false);
         }
     }
 
@@ -373,6 +391,8 @@ impl Worker {
         if let Err(error) = done {
             warn!(%error, "connections that policies no longer allow may go on");
         }
+        let cutting = self.cut;
+        self.stats.send_modify(|s| s.cutting = cutting);
     }
 }
 
@@ -420,9 +440,44 @@ impl Kernel {
         self.broken = done.is_err();
         if done.is_err() {
             self.fresh.extend(&known);
+            if rebuild {
+                self.close_all();
+            }
             done?;
         }
         Ok(Applied { changed: true, tighter: is_tighter(&delta, rebuild, &known) })
+    }
+}
+
+impl Kernel {
+    /// Closes all isolated pods: the kernel does not take their rules.
+    fn close_all(&mut self) {
+        self.fresh.extend(self.plan.isolated());
+        let mut first = Ok(());
+        for anew in [false, true] {
+            let mut batch = Batch::new(&self.table);
+            if anew {
+                // There was no table yet.
+                rules::skeleton(&mut batch);
+            }
+            for address in &self.fresh {
+                batch.add(FRESH, &rules::fresh(*address));
+            }
+            match self.nft.commit(batch) {
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => first = Err(e),
+                other => {
+                    first = other;
+                    break;
+                }
+            }
+        }
+        let count = self.fresh.len();
+        match first {
+            Ok(()) => {
+                warn!(count, "the kernel refuses the rules of network policies: isolated pods are closed")
+            }
+            Err(error) => warn!(%error, "isolated pods are not closed"),
+        }
     }
 }
 
