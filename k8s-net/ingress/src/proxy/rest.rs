@@ -181,6 +181,7 @@ pub(super) async fn serve<T: OverSocket>(
         }
         if before.is_empty() {
             let left = shared.config.idle.saturating_sub(QUIET);
+            let _resting = Resting::new(shared);
             tokio::select! {
                 readable = timeout(left, stream.socket().readable()) => match readable {
                     Ok(readable) => readable?,
@@ -189,6 +190,22 @@ pub(super) async fn serve<T: OverSocket>(
                 () = stop.cancelled() => return Ok(()),
             }
         }
+    }
+}
+
+/// Counts a connection that rests, until it is dropped.
+struct Resting<'a>(&'a Shared);
+
+impl<'a> Resting<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.metrics.resting.inc();
+        Resting(shared)
+    }
+}
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.resting.dec();
     }
 }
 
