@@ -159,7 +159,7 @@ impl OverSocket for TcpStream {
     }
 }
 
-impl OverSocket for TlsStream<TcpStream> {
+impl OverSocket for Box<TlsStream<TcpStream>> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().0
     }
@@ -248,7 +248,8 @@ async fn active<T: OverSocket>(
                 if is_quiet && (may_rest || activity.begun.load(Ordering::Acquire) > 0) {
                     let Some(parts) = connection.into_parts() else { return Ok(None) };
                     let watched = parts.io.into_inner();
-                    return Ok(Some((watched.stream, parts.read_buf)));
+                    // A copy: even an empty part would keep the whole buffer.
+                    return Ok(Some((watched.stream, Bytes::copy_from_slice(&parts.read_buf))));
                 }
             }
         }
