@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Runtime, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use crate::{apply::apply, error::ClusterError, pki::Pki, renewal::Renewals};
+use crate::{apply::apply, error::ClusterError, pki::Pki, program::idle, renewal::Renewals};
 
 /// Service account of kube-system as which the controller acts, and its role.
 pub(crate) const ACCOUNT: &str = "ingress-controller";
@@ -197,6 +197,7 @@ impl Ingress {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(thread::available_parallelism().map_or(1, usize::from))
             .thread_name("ingress")
+            .on_thread_park(idle)
             .enable_all()
             .build()
             .map_err(ClusterError::of(START))?;

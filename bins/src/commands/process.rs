@@ -1,32 +1,12 @@
 //! Changes of this process that only a program may make: its limits, its signals, its idle work.
 
-use std::{
-    cell::Cell,
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, time::Duration};
 
 use super::{exit::Failure, text_pages};
-use crate::program::Program;
+use crate::program::{Program, idle, when_idle};
 
 /// Time after which start-up code pages are released.
 const STARTED: Duration = Duration::from_secs(3);
-
-/// Minimum interval between two calls of the program's idle work by one thread.
-const IDLE: Duration = Duration::from_secs(3);
-
-/// Called whenever a thread of the runtime parks, which is often.
-#[expect(clippy::disallowed_methods, reason = "threads are idle in real time")]
-fn idle(work: fn()) {
-    thread_local! {
-        static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
-    }
-    let now = Instant::now();
-    if LAST.get().is_none_or(|last| now - last >= IDLE) {
-        LAST.set(Some(now));
-        work();
-    }
-}
 
 /// Turns core dumps off: one of this process would have Secrets and keys in it. The hard limit stays, so that
 /// containers may have them.
@@ -48,7 +28,8 @@ pub(super) fn block_on(
     no_core_dumps();
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if let Some(work) = program.when_idle {
-        builder.on_thread_park(move || idle(work));
+        when_idle(work);
+        builder.on_thread_park(idle);
     }
     let runtime = builder.enable_all().build().map_err(Failure::because("start the async runtime"))?;
     runtime.spawn(async {

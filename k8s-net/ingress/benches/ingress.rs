@@ -1,13 +1,14 @@
 //! Measurements of the Ingress controller. They print figures and assert none.
 //!
-//! - `cargo bench -p k8s-ingress`: time and memory of a table of 1,000 hosts and 10,000 paths, and of a change
-//!   of one Service; memory of 10,000 idle connections.
+//! - `cargo bench -p k8s-ingress [-- CONNECTIONS]`: time and memory of a table of 1,000 hosts and 10,000 paths;
+//!   memory of idle connections (default: 10,000, which need 20,100 descriptors).
 //! - `cargo bench -p k8s-ingress -- serve ORIGIN:PORT [SECONDS]`: serves `bench.example.com` on ports 8080 and
 //!   8443, for a comparison with another proxy by `wrk`. ORIGIN is no address of the loopback range.
 
 #![allow(missing_docs, clippy::disallowed_methods, reason = "a program that measures real time")]
 
 use std::{
+    cell::Cell,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,6 +23,7 @@ use k8s_core::{
     meta::ObjectExt,
 };
 use k8s_ingress::{Certificate, Objects, Plan, Proxy, ProxyConfig, plan};
+use k8s_metrics::Registry;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -31,6 +33,19 @@ use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Frees this thread's memory that other threads have released, at most once a second.
+#[allow(unsafe_code, reason = "the allocator is written in C")]
+fn give_back() {
+    thread_local! {
+        static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    if LAST.get().is_none_or(|last| last.elapsed() > Duration::from_secs(1)) {
+        LAST.set(Some(Instant::now()));
+        // SAFETY: takes no pointers, and this thread is not allocating at this moment.
+        unsafe { libmimalloc_sys::mi_collect(true) };
+    }
+}
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -95,13 +110,14 @@ impl World {
     }
 }
 
-fn proxy(world: &World) -> Result<Proxy, Error> {
+fn proxy(world: &World, metrics: Registry) -> Result<Proxy, Error> {
     let made = rcgen::generate_simple_self_signed(["bench.example.com".to_owned()])?;
     let key = made.signing_key.serialize_pem();
     let certificate = Certificate::from_pem(made.cert.pem().as_bytes(), key.as_bytes())?;
     let proxy = Proxy::new(ProxyConfig {
         certificate: Some(Arc::new(certificate)),
         idle: Duration::from_secs(3600),
+        metrics,
         ..ProxyConfig::default()
     })?;
     proxy.replace(world.plan().table);
@@ -131,18 +147,19 @@ fn tables() -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens connections that each make one request, from other addresses of the loopback range.
-async fn idle() -> Result<(), Error> {
+/// Opens connections that each make one request.
+async fn idle(count: usize) -> Result<(), Error> {
     let origin = TcpListener::bind("127.0.0.1:0").await?;
     let world = World::new(&["bench.example.com".to_owned()], 1, origin.local_addr()?)?;
-    let proxy = proxy(&world)?;
+    let registry = Registry::default();
+    let proxy = proxy(&world, registry.clone())?;
     let (http, https) = (TcpListener::bind("127.0.0.1:0").await?, TcpListener::bind("127.0.0.1:0").await?);
     let (address, stop) = (http.local_addr()?, CancellationToken::new());
     let (served, stopped) = (proxy.clone(), stop.clone());
     let serving = tokio::spawn(async move { served.serve(http, https, stopped).await });
     let mut open = Vec::new();
     let before = resident();
-    for _ in 0..10_000 {
+    for _ in 0..count {
         let mut stream = TcpStream::connect(address).await?;
         // Its endpoint is refused, so that the answer is 503, as quick as any.
         stream.write_all(b"GET / HTTP/1.1\r\nHost: bench.example.com\r\n\r\n").await?;
@@ -153,11 +170,20 @@ async fn idle() -> Result<(), Error> {
         open.push(stream);
     }
     let after = resident();
-    tokio::time::sleep(Duration::from_secs(8)).await;
+    for _ in 0..80 {
+        // Threads wake up, and give memory back.
+        tokio::spawn(tokio::time::sleep(Duration::from_millis(100))).await?;
+    }
     println!(
-        "10,000 idle connections: {} KB at once, {} KB at rest, both ends",
+        "{count} idle connections: {} KB at once, {} KB at rest, both ends",
         after - before,
         resident() - before
+    );
+    let mut text = String::new();
+    k8s_metrics::encode(&mut text, &registry);
+    println!(
+        "{}",
+        text.lines().filter(|line| line.starts_with("ingress_connections")).collect::<Vec<_>>().join(", ")
     );
     stop.cancel();
     drop(open);
@@ -166,7 +192,7 @@ async fn idle() -> Result<(), Error> {
 }
 
 async fn serve(origin: SocketAddr, time: Duration) -> Result<(), Error> {
-    let proxy = proxy(&World::new(&["bench.example.com".to_owned()], 10, origin)?)?;
+    let proxy = proxy(&World::new(&["bench.example.com".to_owned()], 10, origin)?, Registry::default())?;
     let (http, https) = (TcpListener::bind("0.0.0.0:8080").await?, TcpListener::bind("0.0.0.0:8443").await?);
     println!("serving for {time:?}");
     let stop = CancellationToken::new();
@@ -179,15 +205,18 @@ async fn serve(origin: SocketAddr, time: Duration) -> Result<(), Error> {
 
 fn main() -> Result<(), Error> {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-    let runtime = tokio::runtime::Runtime::new()?;
+    // As the programs do, so that memory that other threads freed goes back.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().on_thread_park(give_back).enable_all().build()?;
     match &arguments[..] {
         [mode, origin, rest @ ..] if mode == "serve" => {
             let seconds = rest.first().map_or(Ok(60), |seconds| seconds.parse())?;
             runtime.block_on(serve(origin.parse()?, Duration::from_secs(seconds)))
         }
-        _ => {
+        rest => {
             tables()?;
-            runtime.block_on(idle())
+            let count = rest.first().map_or(Ok(10_000), |count| count.parse())?;
+            runtime.block_on(idle(count))
         }
     }
 }

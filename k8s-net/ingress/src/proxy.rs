@@ -288,16 +288,31 @@ async fn connection(
     stream.set_nodelay(true)?;
     // A hint only: without it, a client that takes nothing holds its connection for longer.
     let _ = setsockopt(&stream, TcpUserTimeout, &STUCK);
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
     if shared.config.proxy_protocol {
-        let read = timeout(HANDSHAKE, preface::read(&mut stream)).await.map_err(late)??;
+        let read = timeout(HANDSHAKE, Box::pin(preface::read(&mut stream))).await.map_err(late)??;
         address = read.unwrap_or(address).to_canonical();
     }
-    if !tls {
-        return rest::serve(shared, stream, Peer { address, tls: None, activity: None }, stop).await;
+    // Boxed, each: a connection has room for one of them only, and a plain one for no TLS.
+    if tls {
+        Box::pin(over_tls(shared, stream, address, stop)).await
+    } else {
+        Box::pin(rest::serve(shared, stream, Peer { address, tls: None, activity: None }, stop)).await
     }
+}
+
+fn late(_: tokio::time::error::Elapsed) -> io::Error {
+    io::ErrorKind::TimedOut.into()
+}
+
+/// Performs the handshake with a client, and serves its connection.
+async fn over_tls(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    address: IpAddr,
+    stop: &CancellationToken,
+) -> io::Result<()> {
     let accepted = timeout(HANDSHAKE, Box::pin(shared.acceptor.accept(stream))).await.map_err(late).flatten();
-    let stream = accepted.inspect_err(|_| shared.metrics.handshake_failures.inc())?;
+    let stream = Box::new(accepted.inspect_err(|_| shared.metrics.handshake_failures.inc())?);
     let session = stream.get_ref().1;
     let name = session.server_name().map(|name| Arc::from(name.to_ascii_lowercase()));
     let is_http2 = session.alpn_protocol() == Some(b"h2");
@@ -305,7 +320,7 @@ async fn connection(
     if is_http2 {
         Box::pin(http2(shared, stream, peer, stop)).await
     } else {
-        rest::serve(shared, stream, peer, stop).await
+        Box::pin(rest::serve(shared, stream, peer, stop)).await
     }
 }
 

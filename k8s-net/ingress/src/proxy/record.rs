@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     durations: Family<2, Histogram>,
     bytes: Family<2, Counter>,
     pub(crate) connections: Gauge,
+    pub(crate) resting: Gauge,
     pub(crate) reloads: Counter,
     pub(crate) handshake_failures: Counter,
     pub(crate) retries: Counter,
@@ -53,6 +54,11 @@ impl Metrics {
             connections: registry.register(
                 "ingress_connections",
                 "Number of open connections of clients.",
+                Gauge::default(),
+            ),
+            resting: registry.register(
+                "ingress_connections_resting",
+                "Number of connections of silent clients, without buffers.",
                 Gauge::default(),
             ),
             reloads: registry.register(

@@ -159,7 +159,7 @@ impl OverSocket for TcpStream {
     }
 }
 
-impl OverSocket for TlsStream<TcpStream> {
+impl OverSocket for Box<TlsStream<TcpStream>> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().0
     }
@@ -181,6 +181,7 @@ pub(super) async fn serve<T: OverSocket>(
         }
         if before.is_empty() {
             let left = shared.config.idle.saturating_sub(QUIET);
+            let _resting = Resting::new(shared);
             tokio::select! {
                 readable = timeout(left, stream.socket().readable()) => match readable {
                     Ok(readable) => readable?,
@@ -189,6 +190,22 @@ pub(super) async fn serve<T: OverSocket>(
                 () = stop.cancelled() => return Ok(()),
             }
         }
+    }
+}
+
+/// Counts a connection that rests, until it is dropped.
+struct Resting<'a>(&'a Shared);
+
+impl<'a> Resting<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared.metrics.resting.inc();
+        Resting(shared)
+    }
+}
+
+impl Drop for Resting<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.resting.dec();
     }
 }
 
@@ -231,7 +248,8 @@ async fn active<T: OverSocket>(
                 if is_quiet && (may_rest || activity.begun.load(Ordering::Acquire) > 0) {
                     let Some(parts) = connection.into_parts() else { return Ok(None) };
                     let watched = parts.io.into_inner();
-                    return Ok(Some((watched.stream, parts.read_buf)));
+                    // A copy: even an empty part would keep the whole buffer.
+                    return Ok(Some((watched.stream, Bytes::copy_from_slice(&parts.read_buf))));
                 }
             }
         }

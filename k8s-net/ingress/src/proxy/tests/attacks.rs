@@ -127,3 +127,16 @@ async fn connections_are_bounded() {
     // Served as soon as the idle ones are closed.
     assert_eq!(status(&served.get("a.org", "/", "").await), 200);
 }
+
+#[tokio::test]
+async fn connections_that_rest_are_small() {
+    let served = Served::of(vec![]).await;
+    let (shared, stop) = (served.proxy.0.clone(), CancellationToken::new());
+    let stream = served.connect().await;
+    let peer = super::super::Peer { address: [127, 0, 0, 1].into(), tls: None, activity: None };
+    let resting = super::super::rest::serve(&shared, stream, peer, &stop);
+    assert!(size_of_val(&resting) < 1024, "{} bytes", size_of_val(&resting));
+    let address = [127, 0, 0, 1].into();
+    let whole = super::super::connection(&shared, served.connect().await, address, false, &stop);
+    assert!(size_of_val(&whole) < 1024, "{} bytes", size_of_val(&whole));
+}

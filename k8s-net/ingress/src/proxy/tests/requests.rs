@@ -376,10 +376,17 @@ async fn connections_that_rested_go_on() {
     let get = "GET /x HTTP/1.1\r\nHost: a.org\r\n\r\n";
     quiet.write_all(get.as_bytes()).await.unwrap();
     // A request in two parts, and one whose body does not go on after it was refused.
-    half.write_all(get[..20].as_bytes()).await.unwrap();
+    half.write_all(&get.as_bytes()[..20]).await.unwrap();
     let refused = "POST / HTTP/1.1\r\nHost: none.org\r\nContent-Length: 500\r\n\r\n";
     body.write_all(refused.as_bytes()).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    let resting = async || {
+        while served.proxy.0.metrics.resting.get() != 1 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), resting())
+        .await
+        .expect("the quiet one rests, and no other");
     let rest = "GET /y HTTP/1.1\r\nHost: a.org\r\nConnection: close\r\n\r\n";
     quiet.write_all(rest.as_bytes()).await.unwrap();
     let answers = all(&mut quiet).await;
