@@ -7,6 +7,7 @@
 
 mod credentials;
 mod images;
+mod ingress;
 mod patches;
 mod requests;
 mod text;
@@ -47,6 +48,8 @@ pub const TARGETS: &[Target] = &[
     credentials::KEYS,
     credentials::USERS,
     credentials::CONFIGURATION,
+    ingress::PATH,
+    ingress::ANNOTATIONS,
 ];
 
 /// Runs a target by name.

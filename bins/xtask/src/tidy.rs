@@ -111,7 +111,10 @@ const EDGES: &[(&str, &[&str])] = &[
         ],
     ),
     ("xtask", &["k8s-runtime"]),
-    ("k8s-fuzz", &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-apiserver", "k8s-runtime"]),
+    (
+        "k8s-fuzz",
+        &["k8s-core", "k8s-cel", "k8s-schema", "k8s-store", "k8s-apiserver", "k8s-runtime", "k8s-ingress"],
+    ),
 ];
 
 pub(crate) fn run() -> Result<()> {

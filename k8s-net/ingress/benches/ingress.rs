@@ -1,9 +1,9 @@
 //! Measurements of the Ingress controller. They print figures and assert none.
 //!
-//! - `cargo bench -p k8s-ingress [-- CONNECTIONS]`: time and memory of a table of 1,000 hosts and 10,000 paths;
-//!   memory of idle connections (default: 10,000, which need 20,100 descriptors).
-//! - `cargo bench -p k8s-ingress -- serve ORIGIN:PORT [SECONDS]`: serves `bench.example.com` on ports 8080 and
-//!   8443, for a comparison with another proxy by `wrk`. ORIGIN is no address of the loopback range.
+//! - `cargo bench -p k8s-ingress [-- CONNECTIONS]`: time and memory of a table of 1,000 hosts and 10,000
+//!   paths; memory of idle connections (default: 10,000, which need 20,100 descriptors).
+//! - `cargo bench -p k8s-ingress -- serve ORIGIN:PORT [SECONDS]`: serves `bench.example.com` on ports 8080
+//!   and 8443, for a comparison with another proxy by `wrk`. ORIGIN is no address of the loopback range.
 
 #![allow(missing_docs, clippy::disallowed_methods, reason = "a program that measures real time")]
 
