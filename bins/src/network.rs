@@ -43,7 +43,7 @@ pub struct NetworkConfig {
     pub state_dir: PathBuf,
     /// TCP ports of the node's own agents, which no Service may take.
     pub reserved_ports: Vec<u16>,
-    /// Whether a process of its own answers names, and goes on when this one ends.
+    /// True if a process of its own answers names, which goes on when this one ends.
     pub hold_dns: bool,
     /// Registry of the proxy's metrics.
     pub metrics: Registry,
@@ -237,8 +237,8 @@ pub fn own_address() -> Option<IpAddr> {
     (!address.is_unspecified() && !address.is_loopback()).then_some(address)
 }
 
-/// Creates or updates the Service `kube-dns` in kube-system. Creates the ConfigMap with the Corefile if there is
-/// none.
+/// Creates or updates the Service `kube-dns` in kube-system. Creates the ConfigMap with the Corefile if there
+/// is none.
 ///
 /// # Errors
 /// The API server's error.

@@ -1,13 +1,14 @@
 //! Cluster DNS: answers queries for services and pods, and forwards all others.
 //!
 //! Flow: a server has UDP and TCP sockets, an index of names and settings. [`Dns::start`] runs it in this
-//! process, [`Dns::hold`] in a [holder](run_if_holder) process that goes on answering without this one. A feed
-//! keeps the index equal to caches of Services and EndpointSlices, and the settings to the Corefile of the
-//! ConfigMap [`CONFIG_MAP`]. Queries for the cluster domain are answered from the index; others are forwarded
-//! as the settings say, and their answers are cached.
+//! process, [`Dns::hold`] in a [holder](run_if_holder) process that goes on answering without this one. A
+//! feed keeps the index equal to caches of Services and EndpointSlices, and the settings to the Corefile of
+//! the ConfigMap [`CONFIG_MAP`]. Queries for the cluster domain are answered from the index; others are
+//! forwarded as the settings say, and their answers are cached.
 //!
 //! Guarantees:
-//! 1. NXDOMAIN is never returned for a name of the cluster before the caches are synced (SERVFAIL until then).
+//! 1. NXDOMAIN is never returned for a name of the cluster before the caches are synced (SERVFAIL until
+//!    then).
 //! 2. An upstream server that does not respond costs a client at most four seconds; then it gets SERVFAIL.
 //!    Our own address is never used as an upstream.
 //! 3. UDP responses fit the size that the client advertised; longer ones are truncated with TC set, and TCP
@@ -16,8 +17,8 @@
 //! 5. Memory is bounded whatever clients ask: waiting queries are limited in all and for each client, and so
 //!    are the answers that are kept.
 //!
-//! Messages are encoded and decoded by `hickory-proto`. The server is ours: hickory's own keeps records in zones
-//! that are loaded, while these answers are read from the index at each query.
+//! Messages are encoded and decoded by `hickory-proto`. The server is ours: hickory's own keeps records in
+//! zones that are loaded, while these answers are read from the index at each query.
 //!
 //! Not here: DNSSEC, DNS over TLS. The listen address must exist on the machine
 //! ([`crate::bridge::Bridge::add_address`] adds the cluster DNS address to the bridge).
@@ -98,13 +99,13 @@ impl DnsConfig {
     }
 }
 
-/// Where a DNS server's settings come from.
+/// Source of a DNS server's settings.
 #[derive(Clone, Debug)]
 pub enum Corefile {
     /// The cluster domain is answered, all else is forwarded to the servers of `resolv.conf`.
     Standard,
-    /// The ConfigMap [`CONFIG_MAP`] in a cache; without it, as [`Corefile::Standard`]. What it has that is not
-    /// done is told in events about it.
+    /// The ConfigMap [`CONFIG_MAP`] in a cache; without it, as [`Corefile::Standard`]. What it has that is
+    /// not done is told in events about it.
     Cached(Cache<ConfigMap>, Recorder),
 }
 
@@ -205,8 +206,8 @@ impl Dns {
     /// Finds the holder process of a directory, or starts one, and feeds it. Afterwards it goes on answering
     /// without this process, from the last records that it has got, until [`Dns::release`].
     ///
-    /// The program must call [`run_if_holder`] first in `main`. `directory` must be this user's alone: whoever
-    /// may write in it can take the names. `name` is that of the process; Linux shows 15 bytes.
+    /// The program must call [`run_if_holder`] first in `main`. `directory` must be this user's alone:
+    /// whoever may write in it can take the names. `name` is that of the process; Linux shows 15 bytes.
     ///
     /// # Errors
     /// [`DnsError`].

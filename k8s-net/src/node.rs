@@ -3,10 +3,9 @@
 //!
 //! Flow: [`NodeNet::start`] creates bridge and guard routes first, then starts the proxy, adds the DNS
 //! address to the bridge, starts the DNS server there and maintains the routes to other nodes' pods. Network
-//! policies are applied by [`NodeNet::start`]; new pods wait for theirs.
-//! [`NodeNet::shutdown`] stops the tasks and keeps the links and rules that running pods need, and the process
-//! that holds the cluster DNS if there is one. [`cleanup`]
-//! removes everything, also after a kill -9, from the configuration alone.
+//! policies are applied by [`NodeNet::start`]; new pods wait for theirs. [`NodeNet::shutdown`] stops the
+//! tasks and keeps the links and rules that running pods need, and the process that holds the cluster DNS if
+//! there is one. [`cleanup`] removes everything, also after a kill -9, from the configuration alone.
 //!
 //! The parts are usable alone: [`crate::bridge`], [`crate::proxy`], [`crate::dns`].
 
@@ -69,8 +68,8 @@ pub struct NodeNetConfig {
     pub cluster_domain: String,
     /// Lists the upstream DNS servers.
     pub resolv_conf: Option<PathBuf>,
-    /// Name of a process that holds the cluster DNS and goes on without this one, see [`Dns::hold`]. The program
-    /// must call [`crate::dns::run_if_holder`] first in `main`. `None`: this process answers.
+    /// Name of a process that holds the cluster DNS and goes on without this one, see [`Dns::hold`]. The
+    /// program must call [`crate::dns::run_if_holder`] first in `main`. `None`: this process answers.
     pub dns_holder: Option<String>,
     /// Directory of the address allocations.
     pub state_dir: PathBuf,

@@ -20,8 +20,8 @@ use k8s_net::dns::{Corefile, Dns, DnsConfig, run_if_holder};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::json;
 
-/// First argument of this program when it is a node process of its own: the second is the directory, the third the
-/// address.
+/// First argument of this program when it is a node process of its own: the second is the directory, the
+/// third the address.
 const NODE: &str = "--node";
 const WAIT: Duration = Duration::from_secs(10);
 

@@ -8,7 +8,8 @@ use crate::{
     kubectl::http_get,
 };
 
-/// A flag for the program `kubelet`, which keeps upstream's shares of a disk: a test machine may well be 85 % full.
+/// A flag for the program `kubelet`, which keeps upstream's shares of a disk: a test machine may well be 85 %
+/// full.
 pub const ROOM_ON_SMALL_DISKS: &str = "--eviction-hard=nodefs.available<1Gi,imagefs.available<1Gi";
 
 pub const TESTS: &[crate::Test] = &[("five_processes_are_a_cluster", five)];

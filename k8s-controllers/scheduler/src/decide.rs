@@ -59,7 +59,7 @@ impl Enough {
     }
 }
 
-/// What a profile keeps from decision to decision about one cluster.
+/// State that a profile keeps from decision to decision about one cluster.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     /// Index of the node at which the next search begins that does not examine all.

@@ -23,7 +23,7 @@ const SMALLEST: u16 = 512;
 /// UDP response limit in bytes that we advertise and honour: small enough to avoid IP fragments.
 const LARGEST: u16 = 1232;
 
-/// What a server is for, whatever its settings are.
+/// Names and addresses that a server is for, independent of its settings.
 #[derive(Clone, Debug)]
 pub(super) struct Zone {
     /// The cluster domain, in lower case without trailing dot.

@@ -16,7 +16,7 @@ use super::{answer, settings::CacheLimits};
 /// Shortest time for which an answer is kept, in seconds, whatever its server says.
 const SHORTEST: u32 = 5;
 
-/// What an answer depends on.
+/// The parts of a query that its answer depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     name: String,

@@ -56,7 +56,7 @@ pub fn standard_corefile(cluster_domain: &str) -> String {
     )
 }
 
-/// What the settings are made from.
+/// Values that the settings are made from.
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
     pub(super) domain: String,

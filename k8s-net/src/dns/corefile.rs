@@ -1,7 +1,7 @@
 //! Reads the Corefile of the ConfigMap `kube-system/coredns`.
 //!
-//! What a directive asks for is done, or it is left out with a [`Warning`] and the rest goes on. Directives
-//! about CoreDNS' own process (`errors`, `health`, `ready`, `loop`, `reload`, `loadbalance`) are accepted and do
+//! A directive is acted on, or it is left out with a [`Warning`] and the rest goes on. Directives about
+//! CoreDNS' own process (`errors`, `health`, `ready`, `loop`, `reload`, `loadbalance`) are accepted and do
 //! nothing: this server has no process that they could configure, and it does by itself what the last three
 //! ask for.
 
@@ -43,7 +43,7 @@ impl std::fmt::Display for Warning {
     }
 }
 
-/// What a Corefile is read with.
+/// Facts that a Corefile does not have itself.
 #[derive(Debug)]
 pub(super) struct Surroundings<'a> {
     /// The cluster domain, in lower case without trailing dot.

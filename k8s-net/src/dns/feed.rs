@@ -31,7 +31,7 @@ pub(super) trait Sink {
     fn settings(&self, settings: DnsSettings) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// What a server answers from.
+/// Caches and settings that a server answers from.
 #[derive(Clone, Debug)]
 pub(super) struct Sources {
     pub(super) domain: String,

@@ -47,7 +47,7 @@ const SOCKET: &str = "dns.sock";
 /// Time for which queries wait for the first records.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How a holder begins.
+/// Settings of a new holder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Start {
     /// Name of the process; Linux shows 15 bytes.
@@ -120,7 +120,6 @@ fn serve(start: Start) -> io::Result<()> {
     let _ = std::fs::write("/proc/self/comm", &start.name);
     // Ctrl-C is for the node process.
     let _ = nix::unistd::setsid();
-    std::env::set_current_dir("/")?;
     let sockets = Sockets {
         udp: io::stdin().as_fd().try_clone_to_owned()?,
         tcp: io::stdout().as_fd().try_clone_to_owned()?,
@@ -233,6 +232,6 @@ impl Holder {
 pub(super) fn command(program: &Path, start: &Start) -> io::Result<std::process::Command> {
     let mut command = std::process::Command::new(program);
     command.arg0(&start.name).arg(MARKER).arg(serde_json::to_string(start)?);
-    command.env_clear().stderr(Stdio::null());
+    command.env_clear().current_dir("/").stderr(Stdio::null());
     Ok(command)
 }

@@ -1,4 +1,4 @@
-//! How much work waits at a time, in all and for one client.
+//! Limits of the work that waits at a time, in all and for one client.
 
 use std::{
     collections::HashMap,

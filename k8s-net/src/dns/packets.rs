@@ -12,7 +12,7 @@ const MOST: usize = 4096;
 const LONGEST_QUERY: usize = 320;
 const LONGEST_ANSWER: usize = 1232;
 
-/// Whether an answer may be given again.
+/// The time for which an answer may be given again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reuse {
     /// To this client alone.

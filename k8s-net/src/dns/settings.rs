@@ -1,4 +1,4 @@
-//! What the DNS server answers and forwards: a Corefile, read.
+//! Settings of the DNS server: the parts of a Corefile that act.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +37,7 @@ pub(super) struct Kubernetes {
     pub(super) zones: Vec<String>,
     /// Seconds.
     pub(super) ttl: u32,
-    /// Whether `10-42-0-5.NAMESPACE.pod.DOMAIN` is answered.
+    /// True if `10-42-0-5.NAMESPACE.pod.DOMAIN` is answered.
     pub(super) pods: bool,
     pub(super) fallthrough: Fallthrough,
 }
@@ -50,7 +50,7 @@ pub(super) struct Hosts {
     pub(super) entries: BTreeMap<String, Vec<IpAddr>>,
     /// Seconds.
     pub(super) ttl: u32,
-    /// Whether addresses lead back to names.
+    /// True if addresses lead back to names.
     pub(super) reverse: bool,
     pub(super) fallthrough: Fallthrough,
 }

@@ -1,4 +1,4 @@
-//! What the node process and the holder say to each other: frames of a length and JSON over a Unix socket.
+//! Messages between the node process and the holder: frames of a length and JSON over a Unix socket.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 

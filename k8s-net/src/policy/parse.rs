@@ -131,7 +131,7 @@ pub(crate) fn parse(policy: &NetworkPolicy) -> Parsed {
     let egress = is_for_egress.then(|| of("egress", egress));
     match selector {
         Ok(selector) => Parsed { namespace, selector, ingress, egress, problems },
-        // Which pods were meant is unknown: all are isolated.
+        // The pods that were meant are unknown: all are isolated.
         Err(()) => Parsed {
             namespace,
             selector: LabelSelector::default(),

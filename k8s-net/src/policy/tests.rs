@@ -198,7 +198,7 @@ proptest! {
                 prop_assert_eq!(both.plan.allows(from, to, protocol, port), want, "{} to {}:{} ({})", from, to, port, protocol);
             }
         }
-        // What the kernel was told is what a new table gets, and nothing is left when all is gone.
+        // The kernel was told the same as a new table gets, and nothing is left when all is gone.
         prop_assert_eq!(&table, &both.plan.take_all().add.into_iter().collect());
         for key in both.policies.keys() {
             both.plan.set_policy(key, None);

@@ -27,7 +27,7 @@ pub(crate) struct Memos {
     asked: u64,
 }
 
-/// What kept plugins read of a pod.
+/// The parts of a pod that kept plugins read.
 #[derive(Debug)]
 pub(super) struct Template {
     pod: Arc<Pod>,

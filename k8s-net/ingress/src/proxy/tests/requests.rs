@@ -394,7 +394,7 @@ async fn connections_that_rested_go_on() {
     half.write_all(format!("{}{rest}", &get[20..]).as_bytes()).await.unwrap();
     let answers = all(&mut half).await;
     assert!(answers.contains("one GET /x ") && answers.contains("one GET /y "), "{answers}");
-    // What comes now is the body, and no request.
+    // The bytes that come now are the body, and no request.
     let _ = body.write_all(rest.as_bytes()).await;
     let _ = body.shutdown().await;
     let answers = all(&mut body).await;
