@@ -1,5 +1,8 @@
 //! The process that holds the cluster DNS, with real processes and sockets on loopback.
 
+#![allow(clippy::disallowed_methods, reason = "tests measure time and start tasks")]
+#![allow(unreachable_pub)] // a test program has no face
+
 use std::{
     error::Error,
     net::{SocketAddr, UdpSocket},

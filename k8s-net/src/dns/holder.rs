@@ -10,6 +10,8 @@
 //!    get SERVFAIL. So a new holder, or one that becomes another version, denies no name.
 //! 2. Only a process of the same user is obeyed. The newest one is; earlier ones are not heard any more.
 
+#![expect(clippy::disallowed_methods, reason = "names are answered in real time")]
+
 use std::{
     collections::HashMap,
     io::{self, Write},

@@ -1,5 +1,7 @@
 //! The node process's side of the [holder](super::holder): finds or starts it, and feeds it.
 
+#![expect(clippy::disallowed_methods, reason = "names are answered in real time")]
+
 use std::{
     io,
     os::fd::{AsFd, OwnedFd},

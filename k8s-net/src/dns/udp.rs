@@ -1,5 +1,7 @@
 //! Queries over UDP, received in batches.
 
+#![expect(clippy::disallowed_methods, reason = "names are answered in real time")]
+
 use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, Ipv4Addr, SocketAddr},
