@@ -1,6 +1,6 @@
 //! Answers a query from the index. Pure.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use hickory_proto::{
     op::{Edns, Message, MessageType, Query, ResponseCode},
@@ -20,6 +20,9 @@ use super::{
 
 /// UDP response limit in bytes for clients without EDNS.
 const SMALLEST: u16 = 512;
+/// Addresses in an answer, and records with names. A TCP response has 64 KiB at most.
+const MOST_ADDRESSES: usize = 3500;
+const MOST_NAMES: usize = 400;
 /// UDP response limit in bytes that we advertise and honour: small enough to avoid IP fragments.
 const LARGEST: u16 = 1232;
 
@@ -132,6 +135,8 @@ fn answer(
     message.metadata.authoritative = true;
     let mut owner = query.name().clone();
     let wanted = query.query_type();
+    let has_addresses = matches!(wanted, RecordType::A | RecordType::AAAA);
+    let most = if has_addresses { MOST_ADDRESSES } else { MOST_NAMES };
     // A CNAME may lead to further CNAMEs of ours; the limit breaks loops.
     for _ in 0..8 {
         let facts = facts(&name, (settings, zone), index);
@@ -141,8 +146,12 @@ fn answer(
         };
         let turn = packets::turn(question.metadata.id) % facts.len().max(1);
         let (first, second) = facts.split_at(turn);
-        let matching: Vec<RData> =
-            second.iter().chain(first).filter_map(|fact| data_of(fact, wanted, &mut message)).collect();
+        let matching: Vec<RData> = second
+            .iter()
+            .chain(first)
+            .filter_map(|fact| data_of(fact, wanted, &mut message))
+            .take(most)
+            .collect();
         if !matching.is_empty() {
             let ordered = matching.len() == 1;
             let record = |data| Record::from_rdata(owner.clone(), settings.ttl, data);
@@ -168,10 +177,19 @@ fn answer(
 }
 
 /// Returns the records of a name. `None`: NXDOMAIN.
-fn facts(name: &str, (settings, zone): (&Kubernetes, &Zone), index: &Index) -> Option<Vec<Data>> {
+fn facts<'a>(
+    name: &str,
+    (settings, zone): (&Kubernetes, &Zone),
+    index: &'a Index,
+) -> Option<Cow<'a, [Data]>> {
     if let Some(facts) = index.get(name) {
-        return Some(facts.to_vec());
+        return Some(Cow::Borrowed(facts));
     }
+    own_facts(name, settings, zone).map(Cow::Owned)
+}
+
+/// Returns the records of a name that belongs to no service. `None`: NXDOMAIN.
+fn own_facts(name: &str, settings: &Kubernetes, zone: &Zone) -> Option<Vec<Data>> {
     let rest = name.strip_suffix(&zone.name)?.trim_end_matches('.');
     match rest.split('.').collect::<Vec<_>>()[..] {
         ["" | "svc" | "pod" | "dns" | "dns-version"] => Some(vec![Data::Exists]),

@@ -41,23 +41,52 @@ impl Key {
     }
 }
 
+/// Longest answer that is kept, in bytes.
+const LONGEST: usize = 4096;
+/// Bytes of all answers of a cache.
+const MOST_BYTES: usize = 8 << 20;
+
+/// An answer. It is kept as it came: decoded it would be many times as large.
 #[derive(Debug)]
 struct Kept {
-    since: Instant,
-    /// Seconds.
-    ttl: u32,
-    code: ResponseCode,
-    authentic: bool,
-    answers: Vec<Record>,
-    authorities: Vec<Record>,
-    additionals: Vec<Record>,
+    until: Instant,
+    answer: Box<[u8]>,
+}
+
+#[derive(Debug, Default)]
+struct Answers {
+    by_query: HashMap<Key, Kept>,
+    /// Bytes of all answers.
+    bytes: usize,
+}
+
+impl Answers {
+    fn remove(&mut self, key: &Key) {
+        if let Some(kept) = self.by_query.remove(key) {
+            self.bytes -= kept.answer.len();
+        }
+    }
+
+    /// Makes room for an answer: those that have ended go first, then any others.
+    fn make_room(&mut self, capacity: usize, length: usize, now: Instant) {
+        let is_full =
+            |answers: &Self| answers.by_query.len() >= capacity || answers.bytes + length > MOST_BYTES;
+        if is_full(self) {
+            self.by_query.retain(|_, kept| kept.until > now);
+            self.bytes = self.by_query.values().map(|kept| kept.answer.len()).sum();
+        }
+        while is_full(self) {
+            let Some(other) = self.by_query.keys().next().cloned() else { return };
+            self.remove(&other);
+        }
+    }
 }
 
 /// The answers of one server block.
 #[derive(Debug)]
 pub(super) struct AnswerCache {
     limits: CacheLimits,
-    kept: Mutex<HashMap<Key, Kept>>,
+    kept: Mutex<Answers>,
 }
 
 /// Returns the seconds for which an answer may be kept; `None`: it may not.
@@ -89,42 +118,33 @@ impl AnswerCache {
 
     /// Returns the answer to a query, with the time to live that is left, and when it ends.
     pub(super) fn get(&self, key: &Key, question: &Message, now: Instant) -> Option<(Message, Instant)> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.get(key)?;
-        let end = found.since + Duration::from_secs(found.ttl.into());
+        let (mut found, end) = {
+            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = kept.by_query.get(key)?;
+            (Message::from_vec(&found.answer).ok()?, found.until)
+        };
         let left = end.checked_duration_since(now).filter(|left| !left.is_zero())?;
         let left = u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1);
-        let aged = |records: &[Record]| -> Vec<Record> {
-            let mut records = records.to_vec();
+        for records in [&mut found.answers, &mut found.authorities, &mut found.additionals] {
             records.iter_mut().for_each(|record| record.ttl = record.ttl.min(left));
-            records
-        };
-        let mut message = answer::reply(question, found.code);
-        message.metadata.authentic_data = found.authentic;
-        message.add_answers(aged(&found.answers));
-        message.authorities = aged(&found.authorities);
-        message.additionals = aged(&found.additionals);
+        }
+        let mut message = answer::reply(question, found.metadata.response_code);
+        message.metadata.authentic_data = found.metadata.authentic_data;
+        message.add_answers(found.answers);
+        message.authorities = found.authorities;
+        message.additionals = found.additionals;
         Some((message, end))
     }
 
-    /// Keeps an answer, in the place of any other one when there are too many.
-    pub(super) fn put(&self, key: Key, found: &Message, now: Instant) {
-        let Some(ttl) = lifetime(found, &self.limits) else { return };
+    /// Keeps an answer, of which `bytes` is the form in which it came.
+    pub(super) fn put(&self, key: Key, found: &Message, bytes: &[u8], now: Instant) {
+        let Some(ttl) = lifetime(found, &self.limits).filter(|_| bytes.len() <= LONGEST) else { return };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= self.limits.capacity && !kept.contains_key(&key) {
-            let Some(other) = kept.keys().next().cloned() else { return };
-            kept.remove(&other);
-        }
-        let answer = Kept {
-            since: now,
-            ttl,
-            code: found.metadata.response_code,
-            authentic: found.metadata.authentic_data,
-            answers: found.answers.clone(),
-            authorities: found.authorities.clone(),
-            additionals: found.additionals.clone(),
-        };
-        kept.insert(key, answer);
+        kept.remove(&key);
+        kept.make_room(self.limits.capacity, bytes.len(), now);
+        kept.bytes += bytes.len();
+        kept.by_query
+            .insert(key, Kept { until: now + Duration::from_secs(ttl.into()), answer: bytes.into() });
     }
 }
 
@@ -155,18 +175,22 @@ mod tests {
         found
     }
 
+    fn put(cache: &AnswerCache, key: Key, found: &Message, now: Instant) {
+        cache.put(key, found, &found.to_vec().unwrap(), now);
+    }
+
     #[test]
     fn an_answer_lives_as_long_as_its_shortest_record_and_the_limit_allow() {
         let (cache, now) = (AnswerCache::new(CacheLimits::default()), Instant::now());
         let asked = question("A.test.");
         let key = || Key::of(&asked).unwrap();
         let after = |seconds| now + Duration::from_secs(seconds);
-        cache.put(key(), &found(&[20, 300]), now);
+        put(&cache, key(), &found(&[20, 300]), now);
         let (message, _) = cache.get(&key(), &asked, after(5)).unwrap();
         assert_eq!(message.answers.iter().map(|r| r.ttl).collect::<Vec<_>>(), [15, 15]);
         assert_eq!(message.metadata.id, asked.metadata.id);
         assert!(cache.get(&key(), &asked, after(20)).is_none());
-        cache.put(key(), &found(&[3000]), now);
+        put(&cache, key(), &found(&[3000]), now);
         assert!(cache.get(&key(), &asked, after(29)).is_some());
         assert!(cache.get(&key(), &asked, after(30)).is_none());
         // The key is that of the query, not only of the name.
@@ -181,18 +205,18 @@ mod tests {
         let asked = question("none.test.");
         let key = || Key::of(&asked).unwrap();
         let mut denial = answer::reply(&asked, ResponseCode::NXDomain);
-        cache.put(key(), &denial, now);
+        put(&cache, key(), &denial, now);
         assert!(cache.get(&key(), &asked, now).is_none());
         let name = Name::from_ascii("test.").unwrap();
         let soa = SOA::new(name.clone(), name.clone(), 1, 1, 1, 1, 7);
         denial.add_authority(Record::from_rdata(name, 900, RData::SOA(soa)));
-        cache.put(key(), &denial, now);
+        put(&cache, key(), &denial, now);
         let (kept, end) = cache.get(&key(), &asked, now).unwrap();
         assert_eq!(kept.metadata.response_code, ResponseCode::NXDomain);
         assert_eq!(end, now + Duration::from_secs(7));
         let failed = answer::reply(&asked, ResponseCode::ServFail);
         let other = question("other.test.");
-        cache.put(Key::of(&other).unwrap(), &failed, now);
+        put(&cache, Key::of(&other).unwrap(), &failed, now);
         assert!(cache.get(&Key::of(&other).unwrap(), &other, now).is_none());
     }
 
@@ -201,8 +225,26 @@ mod tests {
         let cache = AnswerCache::new(CacheLimits { capacity: 3, ..CacheLimits::default() });
         for number in 0..10 {
             let asked = question(&format!("n{number}.test."));
-            cache.put(Key::of(&asked).unwrap(), &found(&[60]), Instant::now());
+            put(&cache, Key::of(&asked).unwrap(), &found(&[60]), Instant::now());
         }
-        assert_eq!(cache.kept.lock().unwrap().len(), 3);
+        assert_eq!(cache.kept.lock().unwrap().by_query.len(), 3);
+    }
+
+    #[test]
+    fn the_cache_keeps_no_more_than_its_bytes_and_no_long_answers() {
+        let cache = AnswerCache::new(CacheLimits { capacity: 100_000, ..CacheLimits::default() });
+        let long = found(&[60; 200]);
+        let length = long.to_vec().unwrap().len();
+        assert!((3000..LONGEST).contains(&length), "{length}");
+        for number in 0..2 * MOST_BYTES / length {
+            let asked = question(&format!("n{number}.test."));
+            put(&cache, Key::of(&asked).unwrap(), &long, Instant::now());
+            let kept = cache.kept.lock().unwrap();
+            let sum: usize = kept.by_query.values().map(|kept| kept.answer.len()).sum();
+            assert!(kept.bytes == sum && sum <= MOST_BYTES, "{sum} of {}", kept.bytes);
+        }
+        let asked = question("longer.test.");
+        put(&cache, Key::of(&asked).unwrap(), &found(&[60; 400]), Instant::now());
+        assert!(cache.get(&Key::of(&asked).unwrap(), &asked, Instant::now()).is_none());
     }
 }

@@ -192,6 +192,7 @@ async fn obey(holder: Arc<Holder>, mut stream: UnixStream, number: u64) -> io::R
     wire::send(&mut stream, &hello).await?;
     let mut stream = tokio::io::BufReader::new(stream);
     let mut staged: Option<HashMap<ObjectKey, Entries>> = None;
+    let mut parts = Entries::new();
     loop {
         let command = wire::receive(&mut stream).await?;
         if holder.newest.load(Ordering::Relaxed) != number {
@@ -200,8 +201,12 @@ async fn obey(holder: Arc<Holder>, mut stream: UnixStream, number: u64) -> io::R
         match command {
             Command::Settings(settings) => holder.state.settings(settings).await?,
             Command::Begin => staged = Some(HashMap::new()),
+            Command::Part(entries) => parts.extend(entries),
             Command::Set { namespace, name, entries } => {
                 let key = ObjectKey { namespace, name };
+                let mut all = std::mem::take(&mut parts);
+                all.extend(entries);
+                let entries = all;
                 match &mut staged {
                     Some(staged) => drop(staged.insert(key, entries)),
                     None => holder.state.set(key, entries).await?,

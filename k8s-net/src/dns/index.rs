@@ -6,7 +6,7 @@
 //! NXDOMAIN.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -16,6 +16,10 @@ use k8s_core::{
     meta::{ObjectExt, ObjectKey},
 };
 use serde::{Deserialize, Serialize};
+
+/// Records of one service. Beyond it, endpoints have no names: whoever may write Services and pods must not fill
+/// the memory.
+const MOST: usize = 100_000;
 
 /// One record of a name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,13 +47,15 @@ impl Index {
     pub(crate) fn set(&mut self, key: ObjectKey, mut entries: Vec<(String, Data)>) {
         entries.sort();
         entries.dedup();
-        for (name, data) in self.by_service.remove(&key).unwrap_or_default() {
-            if let Some(known) = self.names.get_mut(&name) {
-                if let Some(at) = known.iter().position(|d| *d == data) {
-                    known.remove(at);
-                }
+        let before = self.by_service.remove(&key).unwrap_or_default();
+        // They are sorted, so the records of a name are neighbours. Other services may have equal ones.
+        for group in before.chunk_by(|(a, _), (b, _)| a == b) {
+            let Some((name, _)) = group.first() else { continue };
+            if let Some(known) = self.names.get_mut(name) {
+                let mut gone: BTreeSet<&Data> = group.iter().map(|(_, data)| data).collect();
+                known.retain(|data| !gone.remove(data));
                 if known.is_empty() {
-                    self.names.remove(&name);
+                    self.names.remove(name);
                 }
             }
         }
@@ -124,12 +130,17 @@ pub(crate) fn entries(service: &Service, slices: &[Arc<EndpointSlice>], zone: &s
         return out;
     }
     let publish = spec.publish_not_ready_addresses == Some(true);
+    let mut parents = HashSet::new();
     for slice in slices {
         for endpoint in slice.endpoints.iter().flatten() {
             if !publish && endpoint.conditions.as_ref().and_then(|c| c.ready) == Some(false) {
                 continue;
             }
             for address in endpoint.addresses.iter().filter_map(|a| a.parse::<IpAddr>().ok()) {
+                if out.len() >= MOST {
+                    tracing::warn!(service = base, "only {MOST} of its DNS records are served");
+                    return out;
+                }
                 let host = endpoint.hostname.clone().unwrap_or_else(|| dashed(address)).to_lowercase();
                 let target = format!("{host}.{base}");
                 out.push((base.clone(), Data::Address(address)));
@@ -140,8 +151,16 @@ pub(crate) fn entries(service: &Service, slices: &[Arc<EndpointSlice>], zone: &s
                     if let (Some(name), Some(number)) =
                         (port.name.as_deref().filter(|n| !n.is_empty()), number)
                     {
-                        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-                        push_service(&mut out, &base, name, protocol, number, target.clone());
+                        let protocol = port.protocol.as_deref().unwrap_or("TCP").to_lowercase();
+                        let parent = format!("_{protocol}.{base}");
+                        let data = Data::Service { port: number, target: target.clone() };
+                        out.push((format!("_{}.{parent}", name.to_lowercase()), data));
+                        if parents.insert(protocol) {
+                            out.push((parent, Data::Exists));
+                        }
+                    }
+                    if out.len() >= MOST {
+                        break;
                     }
                 }
             }
@@ -208,6 +227,23 @@ mod tests {
         }
         assert_eq!(index.get("_http._tcp.web.demo.svc.cluster.local").expect("there").len(), 2);
         assert!(index.get("7.0.42.10.in-addr.arpa").is_none());
+    }
+
+    #[test]
+    fn a_service_cannot_fill_the_memory() {
+        let service = service(json!({"clusterIP": "None"}));
+        let endpoints: Vec<_> = (0..100).map(|i| json!({"addresses": [format!("10.42.0.{i}")]})).collect();
+        let ports: Vec<_> = (1..5000).map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
+        let slice = json!({"addressType": "IPv4", "metadata": {"name": "web-1"}, "ports": ports, "endpoints": endpoints});
+        let slice: Arc<EndpointSlice> = Arc::new(serde_json::from_value(slice).expect("valid"));
+        let all = entries(&service, &[slice], "cluster.local");
+        assert!((MOST..MOST + 10).contains(&all.len()), "{}", all.len());
+        let parents = all.iter().filter(|(name, _)| name == "_tcp.web.demo.svc.cluster.local");
+        assert_eq!(parents.count(), 1);
+        let mut index = Index::default();
+        index.set(service.key(), all);
+        index.set(service.key(), Vec::new());
+        assert!(index.names.is_empty());
     }
 
     proptest! {

@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use super::{
     DnsError,
     feed::{Entries, Sink, Sources},
-    holder::{Start, at_socket, command},
+    holder::{MARKER, Start, at_socket, command},
     settings::DnsSettings,
     wire::{self, Command, Hello, Program},
 };
@@ -61,6 +61,10 @@ impl Keeper {
     /// Finds the holder of a directory, or starts one.
     pub(super) async fn find_or_start(start: Start) -> Result<Self, DnsError> {
         let held = |source| DnsError::Holder { source };
+        if std::env::args_os().nth(1).is_some_and(|first| first == MARKER) {
+            // Or it would start itself for ever.
+            return Err(held(io::Error::other("this program does not call run_if_holder first in main")));
+        }
         let own = Program::own().map_err(held)?;
         match greeted(&start.directory).await {
             Ok((mut stream, hello)) if hello.address == start.address && hello.domain == start.domain => {
@@ -167,14 +171,18 @@ impl Sink for Remote {
     async fn replace(&self, all: Vec<(ObjectKey, Entries)>) -> io::Result<()> {
         let mut stream = self.stream.lock().await;
         wire::send(&mut *stream, &Command::Begin).await?;
-        for (key, entries) in all {
-            wire::send(&mut *stream, &Command::set(key, entries)).await?;
+        for command in all.into_iter().flat_map(|(key, entries)| Command::set(key, entries)) {
+            wire::send(&mut *stream, &command).await?;
         }
         wire::send(&mut *stream, &Command::End).await
     }
 
     async fn set(&self, key: ObjectKey, entries: Entries) -> io::Result<()> {
-        wire::send(&mut *self.stream.lock().await, &Command::set(key, entries)).await
+        let mut stream = self.stream.lock().await;
+        for command in Command::set(key, entries) {
+            wire::send(&mut *stream, &command).await?;
+        }
+        Ok(())
     }
 
     async fn settings(&self, settings: DnsSettings) -> io::Result<()> {

@@ -6,14 +6,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Forwarded queries and TCP connections at a time.
-const MOST: usize = 1024;
-/// Of them for one client, so that one pod does not take the names of all others.
-const MOST_OF_ONE: usize = 256;
-
-/// The counts. A [`Permit`] is one of them.
-#[derive(Debug, Default)]
+/// Limits of one kind of work. A [`Permit`] is a part of it.
+#[derive(Debug)]
 pub(super) struct Limits {
+    most: usize,
+    /// For one client, so that one pod does not take the names of all others.
+    most_of_one: usize,
     clients: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -25,12 +23,17 @@ pub(super) struct Permit {
 }
 
 impl Limits {
+    /// Creates limits for all clients together, and for each.
+    pub(super) fn new(most: usize, most_of_one: usize) -> Arc<Self> {
+        Arc::new(Limits { most, most_of_one, clients: Mutex::default() })
+    }
+
     /// Counts a client's work. `None`: there is too much of it.
     pub(super) fn enter(self: &Arc<Self>, client: IpAddr) -> Option<Permit> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = clients.values().sum();
         let own = clients.get(&client).copied().unwrap_or_default();
-        if all >= MOST || own >= MOST_OF_ONE {
+        if all >= self.most || own >= self.most_of_one {
             return None;
         }
         clients.insert(client, own + 1);
@@ -56,15 +59,15 @@ mod tests {
 
     #[test]
     fn one_client_cannot_take_all() {
-        let limits = Arc::new(Limits::default());
+        let limits = Limits::new(100, 25);
         let of = |last: u8| limits.enter(IpAddr::from([10, 42, 0, last]));
         let mut held: Vec<_> = std::iter::from_fn(|| of(1)).collect();
-        assert_eq!(held.len(), MOST_OF_ONE);
+        assert_eq!(held.len(), 25);
         held.push(of(2).expect("another client is served"));
         for client in 3..10 {
             held.extend(std::iter::from_fn(|| of(client)));
         }
-        assert_eq!(held.len(), MOST);
+        assert_eq!(held.len(), 100);
         assert!(of(20).is_none());
         held.clear();
         assert!(limits.clients.lock().unwrap().is_empty());

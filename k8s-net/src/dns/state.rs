@@ -68,7 +68,10 @@ pub(super) struct State {
     active: RwLock<Arc<Active>>,
     /// Changes with everything above.
     version: AtomicU64,
-    pub(super) limits: Arc<Limits>,
+    /// Of queries that wait for other servers.
+    pub(super) forwarded: Arc<Limits>,
+    /// Of TCP connections.
+    pub(super) connections: Arc<Limits>,
 }
 
 /// A query that another server has to answer.
@@ -105,7 +108,8 @@ impl State {
             index: RwLock::default(),
             active: RwLock::new(Arc::new(Active::new(settings))),
             version: AtomicU64::new(1),
-            limits: Arc::default(),
+            forwarded: Limits::new(1024, 256),
+            connections: Limits::new(512, 32),
         })
     }
 
@@ -219,7 +223,7 @@ impl Pending {
         let found = self.group.ask(&self.query, tcp || self.alias.is_some()).await;
         let message = found.as_ref().and_then(|bytes| Message::from_vec(bytes).ok());
         if let (Some((cache, key)), Some(message)) = (self.cache, &message) {
-            cache.put(key, message, Instant::now());
+            cache.put(key, message, found.as_deref().unwrap_or_default(), Instant::now());
         }
         let Some(alias) = self.alias else {
             let failure = || answer::reply(&self.question, ResponseCode::ServFail);

@@ -18,6 +18,8 @@ use super::state::{State, Step};
 
 /// Time for which a connection may be silent.
 const IDLE: Duration = Duration::from_secs(10);
+/// Longest life of a connection. A client that has more to ask connects again.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// Serves until it is dropped.
 pub(super) async fn serve(state: Arc<State>, listener: TcpListener) {
@@ -29,10 +31,10 @@ pub(super) async fn serve(state: Arc<State>, listener: TcpListener) {
             tokio::time::sleep(Duration::from_millis(20)).await;
             continue;
         };
-        let Some(permit) = state.limits.enter(peer.ip()) else { continue };
+        let Some(permit) = state.connections.enter(peer.ip()) else { continue };
         let state = state.clone();
         connections.spawn(async move {
-            let _ = talk(&state, stream).await;
+            let _ = tokio::time::timeout(LONGEST, talk(&state, stream)).await;
             drop(permit);
         });
     }

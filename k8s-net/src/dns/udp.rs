@@ -60,7 +60,7 @@ pub(super) async fn serve(state: Arc<State>, socket: Arc<UdpSocket>) {
                 Step::Done(None, _) => {}
                 Step::Ask(pending) => {
                     // Over the limit: the query is dropped, and the client asks again.
-                    let Some(permit) = state.limits.enter(peer.ip()) else { continue };
+                    let Some(permit) = state.forwarded.enter(peer.ip()) else { continue };
                     let socket = socket.clone();
                     waiting.spawn(async move {
                         if let Some(answer) = pending.answer(false).await {

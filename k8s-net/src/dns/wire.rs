@@ -10,6 +10,8 @@ use super::{feed::Entries, settings::DnsSettings};
 
 /// Longest frame in bytes.
 const LONGEST: u32 = 64 << 20;
+/// Records in a frame. A name has at most 253 bytes.
+const PART: usize = 10_000;
 
 /// The first frame of a holder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,8 @@ pub(super) enum Command {
     Settings(DnsSettings),
     /// The state follows: the records of all services, then [`Command::End`].
     Begin,
+    /// Records that belong to the next [`Command::Set`], of a service with many.
+    Part(Entries),
     /// Replace the records of a service.
     Set { namespace: String, name: String, entries: Entries },
     /// Answer from the state since [`Command::Begin`].
@@ -60,8 +64,15 @@ pub(super) enum Command {
 }
 
 impl Command {
-    pub(super) fn set(key: ObjectKey, entries: Entries) -> Self {
-        Command::Set { namespace: key.namespace, name: key.name, entries }
+    /// Returns the commands that replace the records of a service.
+    pub(super) fn set(key: ObjectKey, mut entries: Entries) -> Vec<Self> {
+        let mut commands = Vec::new();
+        while entries.len() > PART {
+            let rest = entries.split_off(PART);
+            commands.push(Command::Part(std::mem::replace(&mut entries, rest)));
+        }
+        commands.push(Command::Set { namespace: key.namespace, name: key.name, entries });
+        commands
     }
 }
 
@@ -91,13 +102,18 @@ mod tests {
     #[tokio::test]
     async fn frames_arrive_whole_and_oversized_ones_are_refused() {
         let (mut a, mut b) = tokio::io::duplex(64);
-        let sent = Command::set(
-            ObjectKey::new("demo", "web"),
-            vec![("web.demo.svc.cluster.local".into(), crate::dns::index::Data::Exists)],
-        );
-        let (out, got) = tokio::join!(send(&mut a, &sent), receive::<Command>(&mut b));
-        out.unwrap();
-        assert_eq!(got.unwrap(), sent);
+        let entry = ("web.demo.svc.cluster.local".to_owned(), crate::dns::index::Data::Exists);
+        let commands = Command::set(ObjectKey::new("demo", "web"), vec![entry; 2 * PART + 1]);
+        let lengths = commands.iter().map(|command| match command {
+            Command::Part(entries) | Command::Set { entries, .. } => entries.len(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(lengths.collect::<Vec<_>>(), [PART, PART, 1]);
+        for sent in commands {
+            let (out, got) = tokio::join!(send(&mut a, &sent), receive::<Command>(&mut b));
+            out.unwrap();
+            assert_eq!(got.unwrap(), sent);
+        }
         a.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
         assert_eq!(receive::<Command>(&mut b).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
