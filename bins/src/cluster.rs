@@ -502,6 +502,12 @@ impl Cluster {
             admin: self.client(),
             gateway,
             node: (&node.name, node.address),
+            refused: vec![
+                choices.settings.cluster_cidr.into(),
+                choices.settings.service_cidr.into(),
+                gateway.into(),
+                node.address.into(),
+            ],
             flags: &choices.settings.ingress,
             // Each may have one to an endpoint; as many descriptors are left for all else.
             connections: limits().connections / 3,

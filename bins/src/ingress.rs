@@ -15,6 +15,7 @@ use std::{
 };
 
 use http::Method;
+use ipnet::IpNet;
 use k8s_core::{
     api::api::networking::v1::IngressClass,
     client::{Client, Error},
@@ -151,6 +152,8 @@ pub(crate) struct IngressConfig<'a> {
     pub(crate) gateway: IpAddr,
     /// Name and address of the node.
     pub(crate) node: (&'a str, IpAddr),
+    /// Addresses that `auth-url` does not lead to.
+    pub(crate) refused: Vec<IpNet>,
     /// Flags.
     pub(crate) flags: &'a IngressFlags,
     /// Connections at once.
@@ -184,6 +187,7 @@ impl Ingress {
             trust_forwarded: config.flags.ingress_use_forwarded_headers,
             proxy_protocol: config.flags.ingress_use_proxy_protocol,
             connections: config.connections,
+            refused: config.refused,
             certificate: Some(Arc::new(certificate()?)),
             metrics: config.metrics,
             ..ProxyConfig::default()

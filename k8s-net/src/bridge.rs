@@ -261,7 +261,7 @@ impl Bridge {
 
     /// Allocates the pod's address and announces it to the kernel's tables.
     fn reserve_blocking(&self, pod: &PodAttachment) -> Result<Ipv4Addr, PodNetworkError> {
-        let ports = attach::kept_ports(&pod.host_ports)?;
+        let ports = attach::kept_ports(&pod.host_ports, &self.0.config.reserved_ports)?;
         let config = &self.0.config;
         let mut state = self.state();
         let old: Vec<KeptPort> = state.ipam.ports_of(&pod.sandbox).to_vec();

@@ -12,7 +12,9 @@
 //!    of policies and pods. A change costs what it touches. Packets see the state of before or after.
 //! 3. Nothing is allowed by mistake: what cannot be read of a policy allows nothing (a warning event tells),
 //!    a pod that is not known is closed, and an unknown namespace matches no selector.
-//! 4. The node reaches its own pods always. A pod reaches itself always, and the node as its egress policies
+//! 4. The table has a limited number of elements. Beyond it the namespace whose policies weigh most allows
+//!    nothing, until it fits again; the others go on. A policy has a limited number of peers and ports.
+//! 5. The node reaches its own pods always. A pod reaches itself always, and the node as its egress policies
 //!    allow.
 //!
 //! Pods of the host network count as the node: policies neither select them nor know them as peers, but by
@@ -27,6 +29,7 @@ mod cut;
 mod elements;
 pub(crate) mod facts;
 pub(crate) mod gate;
+mod inputs;
 #[cfg(test)]
 pub(crate) mod model;
 mod pairs;

@@ -149,22 +149,44 @@ impl NodeInfo {
 
     /// Adds a pod.
     pub fn add(&mut self, pod: Arc<PodInfo>) {
-        self.requested.add(&pod.requests);
-        self.counted.0 = self.counted.0.saturating_add(pod.counted.0);
-        self.counted.1 = self.counted.1.saturating_add(pod.counted.1);
+        self.count(&pod);
         self.host_ports.extend(pod.host_ports.iter().cloned());
         self.with_affinity += usize::from(pod.has_terms());
         self.lowest = self.lowest.min(pod.priority);
         self.pods.push(pod);
     }
 
+    fn count(&mut self, pod: &PodInfo) {
+        self.requested.add(&pod.requests);
+        self.counted.0 = self.counted.0.saturating_add(pod.counted.0);
+        self.counted.1 = self.counted.1.saturating_add(pod.counted.1);
+    }
+
+    /// Takes a pod that is no longer in the list out of the sums.
+    fn discount(&mut self, pod: &PodInfo) {
+        let at_limit = |amount: i64| amount == i64::MAX || amount == i64::MIN;
+        if self.requested.names().any(|(_, amount)| at_limit(amount))
+            || at_limit(self.counted.0)
+            || at_limit(self.counted.1)
+        {
+            // A sum at a limit is not exact: the sums are made anew.
+            self.requested = Resources::default();
+            self.counted = (0, 0);
+            let pods = std::mem::take(&mut self.pods);
+            pods.iter().for_each(|pod| self.count(pod));
+            self.pods = pods;
+            return;
+        }
+        self.requested.subtract(&pod.requests);
+        self.counted.0 = self.counted.0.saturating_sub(pod.counted.0);
+        self.counted.1 = self.counted.1.saturating_sub(pod.counted.1);
+    }
+
     /// Removes a pod; returns true if it was on the node.
     pub fn remove(&mut self, uid: &str) -> bool {
         let Some(at) = self.pods.iter().position(|p| p.uid() == uid) else { return false };
         let pod = self.pods.swap_remove(at);
-        self.requested.subtract(&pod.requests);
-        self.counted.0 = self.counted.0.saturating_sub(pod.counted.0);
-        self.counted.1 = self.counted.1.saturating_sub(pod.counted.1);
+        self.discount(&pod);
         for port in &pod.host_ports {
             if let Some(at) = self.host_ports.iter().position(|p| p == port) {
                 self.host_ports.swap_remove(at);
@@ -182,4 +204,55 @@ impl NodeInfo {
 pub(crate) fn normalized(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     if last.contains(':') || last.contains('@') { image.to_owned() } else { format!("{image}:latest") }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::columns::Columns;
+
+    fn pod(name: &str, requests: Value) -> Arc<PodInfo> {
+        let pod = json!({
+            "metadata": {"name": name, "namespace": "default", "uid": name},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": requests}}]},
+        });
+        Arc::new(PodInfo::new(Arc::new(serde_json::from_value(pod).expect("pod"))))
+    }
+
+    #[test]
+    fn a_huge_pod_leaves_no_trace_in_the_sums() {
+        let node = json!({"metadata": {"name": "n"},
+            "status": {"allocatable": {"cpu": "8", "memory": "16Gi", "pods": "110"}}});
+        let mut info = NodeInfo::new(Arc::new(serde_json::from_value(node).expect("node")));
+        info.add(pod("a", json!({"cpu": "2", "memory": "10Gi", "e.com/x": "3"})));
+        info.add(pod("b", json!({"cpu": "1", "memory": "1Gi"})));
+        let mut columns = Columns::default();
+        let mut sums = |info: &NodeInfo| {
+            let r = &info.requested;
+            columns.set(0, info);
+            let column = [columns.requested[0][0], columns.requested[1][0]];
+            assert_eq!(column, [r.milli_cpu, r.memory]);
+            (r.milli_cpu, r.memory, r.other("e.com/x"), info.counted)
+        };
+        let before = sums(&info);
+        assert_eq!(before, (3000, 11 << 30, 3, (3000, 11 << 30)));
+        let most = i64::MAX.to_string();
+        let huge = json!({"cpu": most, "memory": most, "e.com/x": most});
+        info.add(pod("huge", huge.clone()));
+        assert_eq!(sums(&info), (i64::MAX, i64::MAX, i64::MAX, (i64::MAX, i64::MAX)));
+        // Another pod goes while the huge one is there: the node stays full.
+        assert!(info.remove("b"));
+        assert_eq!(sums(&info), (i64::MAX, i64::MAX, i64::MAX, (i64::MAX, i64::MAX)));
+        // Two of them, of which one goes.
+        info.add(pod("huge-2", huge));
+        assert!(info.remove("huge"));
+        assert_eq!(sums(&info).0, i64::MAX);
+        assert!(info.remove("huge-2"));
+        info.add(pod("b", json!({"cpu": "1", "memory": "1Gi"})));
+        assert_eq!(sums(&info), before);
+        assert!(info.remove("a") && info.remove("b"));
+        assert_eq!(sums(&info), (0, 0, 0, (0, 0)));
+    }
 }

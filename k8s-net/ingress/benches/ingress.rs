@@ -22,7 +22,7 @@ use k8s_core::{
     },
     meta::ObjectExt,
 };
-use k8s_ingress::{Certificate, Objects, Plan, Proxy, ProxyConfig, plan};
+use k8s_ingress::{Certificate, Objects, Patterns, Plan, Proxy, ProxyConfig, plan};
 use k8s_metrics::Registry;
 use serde_json::{Value, json};
 use tokio::{
@@ -103,6 +103,7 @@ impl World {
             slices: &|_, _| vec![self.slice.clone()],
             secret: &|_, _| None,
             certificate: &|secret: &Secret| Certificate::read(secret).map(Arc::new),
+            patterns: &Patterns::default(),
             refused: &[],
             now: jiff::Timestamp::UNIX_EPOCH,
             seed: 0,

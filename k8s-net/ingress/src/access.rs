@@ -5,10 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, Method, Uri};
 use regex::bytes::Regex;
 
-use crate::{
-    annotations::{Reader, pattern},
-    backend::Backend,
-};
+use crate::{annotations::Reader, backend::Backend};
 
 /// A server that is asked about each request (`auth-url`).
 #[derive(Clone, Debug)]
@@ -30,7 +27,7 @@ pub struct Auth {
 pub enum AuthTarget {
     /// A name that the machine's resolver knows, or an address.
     Host,
-    /// A Service of the cluster.
+    /// A Service of the Ingress' namespace.
     Service(Arc<Backend>),
 }
 
@@ -40,7 +37,7 @@ impl Auth {
         let uri = self.uri.as_ref()?;
         let mut labels = uri.host()?.split('.');
         let (name, namespace, svc) = (labels.next()?, labels.next()?, labels.next()?);
-        (svc == "svc").then_some((name, namespace, uri.port_u16().unwrap_or(80)))
+        svc.eq_ignore_ascii_case("svc").then_some((name, namespace, uri.port_u16().unwrap_or(80)))
     }
 }
 
@@ -82,7 +79,7 @@ pub struct CanaryRule {
     /// Value with which the header leads to the canary.
     pub header_value: Option<String>,
     /// Pattern of values with which it does.
-    pub header_pattern: Option<Regex>,
+    pub header_pattern: Option<Arc<Regex>>,
     /// Name of a cookie: `always` or `never`.
     pub cookie: Option<String>,
     /// Weight out of `total`.
@@ -98,7 +95,7 @@ pub(crate) fn canary(from: &mut Reader<'_>) -> Option<CanaryRule> {
     let header_value = from.text("canary-by-header-value").map(str::to_owned);
     let mut header_pattern = None;
     if let Some(text) = from.text("canary-by-header-pattern") {
-        match pattern(text) {
+        match from.patterns.get(text) {
             Ok(good) => header_pattern = Some(good),
             Err(why) => from.wrong("canary-by-header-pattern", &why),
         }

@@ -2,14 +2,10 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use regex::bytes::{Regex, RegexBuilder};
+use crate::patterns::Patterns;
 
 /// Prefixes of annotations, the current one and that of before version 0.9.
 pub(crate) const PREFIXES: [&str; 2] = ["nginx.ingress.kubernetes.io/", "ingress.kubernetes.io/"];
-
-/// Characters of a pattern at most, and bytes of its program.
-const LONGEST_PATTERN: usize = 1024;
-const LARGEST_PATTERN: usize = 256 * 1024;
 
 /// Something about an Ingress that its owner should know.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,18 +26,19 @@ impl Problem {
 pub(crate) struct Reader<'a> {
     pub(crate) values: BTreeMap<&'a str, &'a str>,
     pub(crate) problems: Vec<Problem>,
+    pub(crate) patterns: &'a Patterns,
     /// Annotations that were asked for.
     pub(crate) read: Vec<&'static str>,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(annotations: &'a BTreeMap<String, String>) -> Self {
+    pub(crate) fn new(annotations: &'a BTreeMap<String, String>, patterns: &'a Patterns) -> Self {
         let mut values = BTreeMap::new();
         for prefix in PREFIXES.iter().rev() {
             let own = annotations.iter().filter_map(|(key, value)| Some((key.strip_prefix(prefix)?, value)));
             values.extend(own.map(|(key, value)| (key, value.trim())));
         }
-        Reader { values, problems: Vec::new(), read: Vec::new() }
+        Reader { values, problems: Vec::new(), patterns, read: Vec::new() }
     }
 
     pub(crate) fn text(&mut self, name: &'static str) -> Option<&'a str> {
@@ -90,40 +87,5 @@ impl<'a> Reader<'a> {
         self.parsed(name, "a number from 0 to 1000000", |value| {
             value.parse::<u32>().ok().filter(|n| *n <= 1_000_000)
         })
-    }
-}
-
-/// Compiles the pattern of a path or a header. Its size is bounded; matching takes linear time.
-///
-/// # Errors
-/// The reason why it cannot be used.
-pub(crate) fn pattern(text: &str) -> Result<Regex, String> {
-    if text.len() > LONGEST_PATTERN {
-        return Err(format!("a pattern has at most {LONGEST_PATTERN} characters"));
-    }
-    let mut builder = RegexBuilder::new(text);
-    // A line break in a path does not end a match.
-    builder
-        .case_insensitive(true)
-        .dot_matches_new_line(true)
-        .unicode(false)
-        .size_limit(LARGEST_PATTERN)
-        .dfa_size_limit(LARGEST_PATTERN);
-    builder.nest_limit(32).build().map_err(|e| {
-        let text = e.to_string();
-        text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_are_bounded() {
-        assert!(pattern("^/a(/|$)(.*)").unwrap().is_match(b"/A/b"));
-        for bad in ["(", "(?P<", &"a".repeat(LONGEST_PATTERN + 1), "(a{1000}){1000}", &"(".repeat(500)] {
-            assert!(pattern(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     annotations::Problem,
     certificates::Certificate,
+    patterns::Patterns,
     plan::{Objects, Plan, plan},
     proxy::Proxy,
 };
@@ -155,10 +156,39 @@ impl Certificates {
     }
 }
 
+/// What plans are made of, and what is kept from one to the next.
+struct Maker {
+    caches: Arc<Caches>,
+    certificates: Certificates,
+    patterns: Patterns,
+}
+
+impl Maker {
+    fn plan(&self, config: &ControllerConfig) -> Plan {
+        let caches = &self.caches;
+        self.certificates.retain(&caches.secrets);
+        plan(&Objects {
+            class: &config.class,
+            ingresses: &caches.ingresses.list(),
+            classes: &caches.classes.list(),
+            service: &|namespace, name| caches.services.get(namespace, name),
+            slices: &|namespace, name| {
+                caches.slices.by_index(SLICES, &ObjectKey::new(namespace, name).to_string())
+            },
+            secret: &|namespace, name| caches.secrets.get(namespace, name),
+            certificate: &|secret| self.certificates.read(secret),
+            patterns: &self.patterns,
+            refused: &config.listeners,
+            now: config.clock.now(),
+            seed: random::range(0..1024),
+        })
+    }
+}
+
 /// Fills a proxy's table from an API server until `stop`.
 pub async fn run(client: Client, config: ControllerConfig, proxy: Proxy, stop: CancellationToken) {
     let recorder = Recorder::new(&client, config.clock.clone(), "ingress-controller");
-    let caches = Caches::start(&client);
+    let caches = Arc::new(Caches::start(&client));
     tokio::select! {
         () = caches.synced() => {}
         () = stop.cancelled() => return,
@@ -175,7 +205,11 @@ pub async fn run(client: Client, config: ControllerConfig, proxy: Proxy, stop: C
         config,
         proxy,
         recorder,
-        certificates: Certificates::default(),
+        maker: Arc::new(Maker {
+            caches: caches.clone(),
+            certificates: Certificates::default(),
+            patterns: Patterns::default(),
+        }),
         told: HashMap::new(),
         written: HashMap::new(),
         used: used.clone(),
@@ -200,7 +234,7 @@ struct Controller {
     config: ControllerConfig,
     proxy: Proxy,
     recorder: Recorder,
-    certificates: Certificates,
+    maker: Arc<Maker>,
     /// Generation and problems of Ingresses, by uid, as told by events.
     told: HashMap<String, (i64, Vec<Problem>)>,
     /// Ingresses with addresses of ours in their status.
@@ -218,7 +252,11 @@ impl Controller {
             };
             self.config.clock.sleep(waited).await;
             let begun = self.config.clock.now();
-            let Plan { table, served, services, secrets } = self.plan(caches);
+            let Some(made) = self.plan().await else {
+                again = RETRY;
+                continue;
+            };
+            let Plan { table, served, services, secrets } = made;
             self.proxy.replace(table);
             // Many changes of large tables take a third of a processor at most.
             pause = COLLECT.max(self.config.clock.since(begun) * 2).min(MOST_COLLECT);
@@ -235,22 +273,11 @@ impl Controller {
         }
     }
 
-    fn plan(&self, caches: &Caches) -> Plan {
-        self.certificates.retain(&caches.secrets);
-        plan(&Objects {
-            class: &self.config.class,
-            ingresses: &caches.ingresses.list(),
-            classes: &caches.classes.list(),
-            service: &|namespace, name| caches.services.get(namespace, name),
-            slices: &|namespace, name| {
-                caches.slices.by_index(SLICES, &ObjectKey::new(namespace, name).to_string())
-            },
-            secret: &|namespace, name| caches.secrets.get(namespace, name),
-            certificate: &|secret| self.certificates.read(secret),
-            refused: &self.config.listeners,
-            now: self.config.clock.now(),
-            seed: random::range(0..1024),
-        })
+    /// Makes a plan on a thread for such work, as large ones take long. `None`: it failed.
+    async fn plan(&self) -> Option<Plan> {
+        let (maker, config) = (self.maker.clone(), self.config.clone());
+        let made = tokio::task::spawn_blocking(move || maker.plan(&config)).await;
+        made.inspect_err(|error| tracing::error!(%error, "no routing table is made")).ok()
     }
 
     /// Tells what is new about the Ingresses.

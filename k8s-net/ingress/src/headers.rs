@@ -25,6 +25,9 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const ORIGINAL_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-original-forwarded-for");
 
+/// Header of requests that a proxy of this kind has sent.
+const SENT_BY: HeaderName = HeaderName::from_static("x-ingress-sent-by");
+
 /// A client, and how it reached the proxy.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Client {
@@ -32,6 +35,16 @@ pub(crate) struct Client {
     pub(crate) is_tls: bool,
     /// Headers of a proxy in front are believed.
     pub(crate) trusted: bool,
+}
+
+/// Returns true if the proxy with this mark has sent a request.
+pub(crate) fn is_loop(headers: &HeaderMap, mark: &HeaderValue) -> bool {
+    headers.get_all(SENT_BY).iter().any(|value| value == mark)
+}
+
+/// Marks a request as sent by this proxy. Other marks are removed.
+pub(crate) fn mark(headers: &mut HeaderMap, mark: &HeaderValue) {
+    headers.insert(SENT_BY, mark.clone());
 }
 
 /// Removes the headers that are not passed on, those that `Connection` names among them. Returns the protocol
@@ -67,25 +80,9 @@ fn may_upgrade(protocols: &HeaderValue) -> bool {
     !all.split(',').map(str::trim).any(|one| ["h2", "http", "tls"].iter().any(|bad| one.starts_with(bad)))
 }
 
-/// Headers that the proxy sets.
-const OWN: [HeaderName; 8] = [
-    FORWARDED_FOR,
-    FORWARDED_HOST,
-    FORWARDED_PORT,
-    FORWARDED_PROTO,
-    FORWARDED_SCHEME,
-    SCHEME,
-    REAL_IP,
-    ORIGINAL_FORWARDED_FOR,
-];
-
-/// Removes headers that many programs do not tell from those of the proxy, as `X_Real_IP`.
+/// Removes headers with `_` in their name, as nginx does: many programs do not tell `X_User` from `X-User`.
 fn strip_look_alikes(headers: &mut HeaderMap) {
-    let alike = |name: &HeaderName| {
-        let name = name.as_str();
-        name.contains('_') && OWN.iter().any(|own| own.as_str() == name.replace('_', "-"))
-    };
-    let found: Vec<_> = headers.keys().filter(|name| alike(name)).cloned().collect();
+    let found: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     for name in found {
         headers.remove(name);
     }
@@ -239,6 +236,7 @@ mod tests {
             ("proxy", "evil"),
             ("x_forwarded_for", "1.2.3.4"),
             ("x-real_ip", "1.2.3.4"),
+            ("x_user", "root"),
         ];
         let of = |trusted| {
             let mut given = headers(&claims);

@@ -25,6 +25,8 @@
 //! 2. Bodies pass in parts; memory per connection is bounded.
 //! 3. An Ingress uses Secrets and Services of its own namespace only, and no endpoints on the machine itself.
 //! 4. Headers with which a client tells its own address are replaced, unless the configuration trusts them.
+//! 5. A request that this process has sent is not served again, so that loops end.
+//! 6. Patterns are bounded in number, size and time.
 //!
 //! Not here: the Service that leads to the listeners (the `hyperkube` crate), the Gateway API.
 
@@ -37,6 +39,7 @@ mod certificates;
 mod controller;
 mod headers;
 mod paths;
+mod patterns;
 mod plan;
 mod proxy;
 mod rewrite;
@@ -49,6 +52,7 @@ pub use backend::Backend;
 pub use certificates::Certificate;
 pub use controller::{ControllerConfig, run};
 pub use paths::{Match, Paths, normalize};
+pub use patterns::Patterns;
 pub use plan::{CONTROLLER, Classes, Lookup, Objects, Plan, plan};
 pub use proxy::{Proxy, ProxyConfig, ProxyError};
 pub use settings::{Affinity, Limits, Protocol, Settings, read};

@@ -1,6 +1,6 @@
 //! Paths: their normal form, and the rule that a request's path matches.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use regex::bytes::Regex;
 
@@ -68,14 +68,14 @@ pub enum Match {
     /// The first characters of the path.
     Start(String),
     /// A pattern; the second part is its length for the order of patterns.
-    Pattern(Regex, usize),
+    Pattern(Arc<Regex>, usize),
 }
 
 /// Rules by path. An exact path goes first, then patterns (the longest first), then the longest prefix.
 #[derive(Debug)]
 pub struct Paths<T> {
     exact: HashMap<Box<str>, T>,
-    patterns: Vec<(Regex, usize, T)>,
+    patterns: Vec<(Arc<Regex>, usize, T)>,
     /// Without a slash at the end.
     prefixes: HashMap<Box<str>, T>,
     longest_prefix: usize,
@@ -188,7 +188,7 @@ mod tests {
             let matching = match *kind {
                 "Exact" => Match::Exact(text),
                 "Prefix" => Match::Prefix(text),
-                "Pattern" => Match::Pattern(Regex::new(&format!("^{path}")).unwrap(), path.len()),
+                "Pattern" => Match::Pattern(Arc::new(Regex::new(&format!("^{path}")).unwrap()), path.len()),
                 _ => Match::Start(text),
             };
             paths.add(matching, format!("{kind} {path}")).unwrap();
@@ -240,7 +240,7 @@ mod tests {
         let mut paths = paths(&[("Prefix", "/a"), ("Exact", "/a"), ("Pattern", "/a")]);
         assert_eq!(paths.add(Match::Prefix("/a/".into()), String::new()).unwrap_err(), "Prefix /a");
         assert!(paths.add(Match::Exact("/a/".into()), String::new()).is_ok());
-        let same = Match::Pattern(Regex::new("^/a").unwrap(), 2);
+        let same = Match::Pattern(Arc::new(Regex::new("^/a").unwrap()), 2);
         assert_eq!(paths.add(same, String::new()).unwrap_err(), "Pattern /a");
     }
 

@@ -3,8 +3,9 @@
 //! Invariants:
 //! 1. Of two Ingresses that want one path of a host, or a certificate for one name, the older has it; the
 //!    other is told.
-//! 2. An Ingress uses Secrets and Services of its own namespace only.
+//! 2. An Ingress uses Secrets and Services of its own namespace only, the one that `auth-url` names too.
 //! 3. A part of an Ingress that cannot be used is left out and told; the rest goes on.
+//! 4. Only the namespace of a host's oldest Ingress has patterns for it: they go before the prefixes of all.
 
 mod backends;
 mod class;
@@ -12,7 +13,7 @@ mod class;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
 };
@@ -32,11 +33,12 @@ pub(crate) use self::backends::may_be_reached;
 pub use self::class::{CONTROLLER, Classes};
 use crate::{
     access::AuthTarget,
-    annotations::{Problem, pattern},
+    annotations::{PREFIXES, Problem},
     backend::Backend,
     certificates::Certificate,
     paths::Match,
-    settings::{Settings, read},
+    patterns::{MOST_OF_ONE, Patterns},
+    settings::{Settings, read_with},
     table::{Host, Route, Table},
 };
 
@@ -59,6 +61,8 @@ pub struct Objects<'a> {
     pub secret: Lookup<'a, Option<Arc<Secret>>>,
     /// Reads a Secret's certificate. [`Certificate::read`], or one that remembers.
     pub certificate: &'a dyn Fn(&Secret) -> Result<Arc<Certificate>, String>,
+    /// Patterns that were compiled for the table before, and will be for this one.
+    pub patterns: &'a Patterns,
     /// Addresses that are no endpoints, whatever slices say: those of the proxy itself.
     pub refused: &'a [SocketAddr],
     /// Current time, for certificates that have ended.
@@ -83,6 +87,7 @@ pub struct Plan {
 /// Makes the table.
 #[must_use]
 pub fn plan(objects: &Objects<'_>) -> Plan {
+    objects.patterns.begin();
     let classes = Classes::read(objects.class, objects.classes);
     let mut ours: Vec<_> =
         objects.ingresses.iter().filter(|one| classes.has(one) && !one.is_deleting()).cloned().collect();
@@ -91,6 +96,7 @@ pub fn plan(objects: &Objects<'_>) -> Plan {
         objects,
         backends: Backends::default(),
         drafts: BTreeMap::new(),
+        owners: HashMap::new(),
         table: Table::default(),
         secrets: BTreeSet::new(),
     };
@@ -98,8 +104,9 @@ pub fn plan(objects: &Objects<'_>) -> Plan {
     let mut canaries = Vec::new();
     for ingress in ours {
         let none = BTreeMap::new();
-        let (settings, mut problems) = read(ingress.metadata.annotations.as_ref().unwrap_or(&none));
-        let settings = maker.with_service_to_ask(settings);
+        let annotations = ingress.metadata.annotations.as_ref().unwrap_or(&none);
+        let (settings, mut problems) = read_with(annotations, objects.patterns);
+        let settings = maker.with_service_to_ask(&ingress, settings, &mut problems);
         if settings.canary.is_some() {
             canaries.push((served.len(), ingress.clone(), settings));
         } else {
@@ -126,16 +133,33 @@ struct Maker<'a> {
     objects: &'a Objects<'a>,
     backends: Backends,
     drafts: BTreeMap<Place, Draft>,
+    /// The oldest Ingress of each host.
+    owners: HashMap<String, ObjectKey>,
     table: Table,
     secrets: BTreeSet<ObjectKey>,
 }
 
 impl Maker<'_> {
-    /// Resolves the Service that `auth-url` names.
-    fn with_service_to_ask(&mut self, mut settings: Settings) -> Settings {
+    /// Resolves the Service that `auth-url` names. One of another namespace is not asked, and nobody is let
+    /// in: NetworkPolicies do not filter what the node sends.
+    fn with_service_to_ask(
+        &mut self,
+        ingress: &Ingress,
+        mut settings: Settings,
+        problems: &mut Vec<Problem>,
+    ) -> Settings {
         let Some(auth) = &mut settings.auth else { return settings };
         if let Some((name, namespace, port)) = auth.service() {
-            // Another namespace's Service is only asked, as any pod could.
+            if namespace != ingress.namespace() {
+                let message = format!(
+                    "annotation {}auth-url: Service {namespace}/{name} must be in the namespace of the Ingress, {}",
+                    PREFIXES[0],
+                    ingress.namespace()
+                );
+                problems.push(Problem::new("InvalidAnnotation", message));
+                auth.uri = None;
+                return settings;
+            }
             let key = ObjectKey::new(namespace, name);
             let port = ServiceBackendPort { number: Some(port.into()), name: None };
             auth.target = AuthTarget::Service(self.backends.of(self.objects, key, &port).0);
@@ -179,15 +203,37 @@ impl Maker<'_> {
         if spec.rules.iter().flatten().next().is_none() && self.table.default.is_none() {
             self.table.default.clone_from(&default);
         }
+        let mut patterns = 0;
         for rule in spec.rules.iter().flatten() {
             let host = host_of(rule.host.as_deref());
+            let owner = self.owners.entry(host.clone()).or_insert_with(|| ingress.key()).clone();
             let entry = self.table.entry(&host);
             if entry.default.is_none() {
                 entry.default.clone_from(&default);
             }
             for path in rule.http.iter().flat_map(|http| &http.paths) {
                 let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-                let matching = match matching(&path.path_type, text, settings) {
+                if settings.patterns {
+                    if owner.namespace != ingress.namespace() {
+                        let message = format!(
+                            "host \"{host}\" and path \"{text}\": the host belongs to ingress {owner}, and only Ingresses of its namespace have patterns for it"
+                        );
+                        problems.push(Problem::new("PathConflict", message));
+                        continue;
+                    }
+                    patterns += 1;
+                    if patterns > MOST_OF_ONE {
+                        let message = format!(
+                            "an Ingress has at most {MOST_OF_ONE} patterns; the others have no effect"
+                        );
+                        let problem = Problem::new("InvalidPath", message);
+                        if !problems.contains(&problem) {
+                            problems.push(problem);
+                        }
+                        continue;
+                    }
+                }
+                let matching = match matching(&path.path_type, text, settings, self.objects.patterns) {
                     Ok(matching) => matching,
                     Err(why) => {
                         let shown: String = text.chars().take(100).collect();
@@ -199,7 +245,7 @@ impl Maker<'_> {
                 let Some(backend) = self.backend(ingress, &path.backend, problems) else { continue };
                 let pattern =
                     if let Match::Pattern(pattern, _) = &matching { Some(pattern.clone()) } else { None };
-                let place = (host.clone(), place(&matching));
+                let place = (host.clone(), place(&path.path_type, text, settings.patterns));
                 if let Some(there) = self.drafts.get(&place) {
                     let message = format!(
                         "host \"{host}\" and path \"{text}\" is already defined in ingress {}",
@@ -221,13 +267,11 @@ impl Maker<'_> {
             let host = host_of(host_rule.host.as_deref());
             for path in host_rule.http.iter().flat_map(|http| &http.paths) {
                 let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-                let plain = Settings { patterns: false, ..Settings::default() };
-                let places = [plain, Settings { patterns: true, ..Settings::default() }].map(|settings| {
-                    let matching = matching(&path.path_type, text, &settings).ok();
-                    matching.map(|matching| (host.clone(), self::place(&matching)))
-                });
+                // The main Ingress may have patterns, or not.
+                let places =
+                    [false, true].map(|patterns| (host.clone(), place(&path.path_type, text, patterns)));
                 let Some(backend) = self.backend(ingress, &path.backend, problems) else { continue };
-                let place = places.into_iter().flatten().find(|place| self.drafts.contains_key(place));
+                let place = places.into_iter().find(|place| self.drafts.contains_key(place));
                 let draft = place.and_then(|place| self.drafts.get_mut(&place));
                 match draft.filter(|draft| draft.route.ingress.namespace == ingress.namespace()) {
                     Some(draft) => draft.route.canaries.push((rule.clone(), backend)),
@@ -320,23 +364,26 @@ fn host_of(host: Option<&str>) -> String {
 }
 
 /// Returns the matching of a rule.
-fn matching(path_type: &str, path: &str, settings: &Settings) -> Result<Match, String> {
+fn matching(path_type: &str, path: &str, settings: &Settings, patterns: &Patterns) -> Result<Match, String> {
     Ok(match path_type {
-        // As ingress-nginx: with patterns, only `Exact` is the whole path.
-        "Exact" if settings.patterns => Match::Pattern(pattern(&format!("^{path}$"))?, path.len()),
-        _ if settings.patterns => Match::Pattern(pattern(&format!("^{path}"))?, path.len()),
+        _ if settings.patterns => Match::Pattern(patterns.get(&anchored(path_type, path))?, path.len()),
         "Exact" => Match::Exact(path.to_owned()),
         "Prefix" => Match::Prefix(path.to_owned()),
         _ => Match::Start(path.to_owned()),
     })
 }
 
+/// Returns a pattern's text. As ingress-nginx: only `Exact` is the whole path.
+fn anchored(path_type: &str, path: &str) -> String {
+    format!("^{path}{}", if path_type == "Exact" { "$" } else { "" })
+}
+
 /// Returns what tells rules of a host apart.
-fn place(matching: &Match) -> (u8, String) {
-    match matching {
-        Match::Exact(path) => (0, path.clone()),
-        Match::Prefix(path) => (1, path.trim_end_matches('/').to_owned()),
-        Match::Start(path) => (2, path.clone()),
-        Match::Pattern(pattern, _) => (3, pattern.as_str().to_owned()),
+fn place(path_type: &str, path: &str, patterns: bool) -> (u8, String) {
+    match path_type {
+        _ if patterns => (3, anchored(path_type, path)),
+        "Exact" => (0, path.to_owned()),
+        "Prefix" => (1, path.trim_end_matches('/').to_owned()),
+        _ => (2, path.to_owned()),
     }
 }

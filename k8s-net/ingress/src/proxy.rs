@@ -7,6 +7,7 @@
 //! 1. [`Proxy::replace`] acts on the next request, and disturbs none that is under way.
 //! 2. An endpoint that does not answer holds its own requests only.
 //! 3. Each connection has bounded buffers, and a client that sends nothing is closed.
+//! 4. A request that comes back to the proxy that sent it gets 508.
 
 mod ask;
 mod body;
@@ -28,9 +29,11 @@ use std::{
     time::Duration,
 };
 
-use http::Request;
+use http::{HeaderValue, Request};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use ipnet::IpNet;
+use k8s_core::random;
 use k8s_metrics::Registry;
 use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use rustls::{
@@ -52,6 +55,7 @@ use self::{
     limit::Limiter,
     pool::Pool,
     record::Metrics,
+    rest::Activity,
 };
 use crate::{
     certificates::{Certificate, provider},
@@ -68,6 +72,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const STUCK: u32 = 60_000;
 /// Time between two looks for idle connections to endpoints.
 const SWEEP: Duration = Duration::from_secs(15);
+/// Time in which a client of HTTP/2 answers that an idle connection ends.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// Time in which requests in flight end after the stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -81,8 +87,12 @@ pub struct ProxyConfig {
     pub proxy_protocol: bool,
     /// Connections of clients at once. Default: 16,384.
     pub connections: usize,
-    /// Time in which a client sends the headers of its next request. Default: 75 s.
+    /// Time in which a client sends the headers of its next request. A connection of HTTP/2 without one ends
+    /// after once to twice that time. Default: 75 s.
     pub idle: Duration,
+    /// Addresses that are not asked by `auth-url`: the ranges of pods and of Services, those of the node.
+    /// Those of this machine are not asked in any case. Default: none.
+    pub refused: Vec<IpNet>,
     /// Certificate for names without one of their own. Default: none, such handshakes fail.
     pub certificate: Option<Arc<Certificate>>,
     /// Registry of the metrics.
@@ -96,6 +106,7 @@ impl Default for ProxyConfig {
             proxy_protocol: false,
             connections: 16_384,
             idle: Duration::from_secs(75),
+            refused: Vec::new(),
             certificate: None,
             metrics: Registry::default(),
         }
@@ -135,6 +146,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     acceptor: TlsAcceptor,
     permits: Arc<Semaphore>,
+    /// Value of the header that tells this proxy its own requests.
+    mark: HeaderValue,
     /// Cancelled by the first table.
     filled: CancellationToken,
 }
@@ -182,6 +195,7 @@ impl Proxy {
             current,
             pool: Arc::new(Pool::new().map_err(|e| failed(&e))?),
             limiter: Limiter::default(),
+            mark: HeaderValue::try_from(random::uuid().to_string()).map_err(|e| failed(&e))?,
             filled: CancellationToken::new(),
             acceptor: TlsAcceptor::from(Arc::new(tls)),
         })))
@@ -324,10 +338,12 @@ async fn over_tls(
     }
 }
 
-async fn http2<T>(shared: &Arc<Shared>, stream: T, peer: Peer, stop: &CancellationToken) -> io::Result<()>
+async fn http2<T>(shared: &Arc<Shared>, stream: T, mut peer: Peer, stop: &CancellationToken) -> io::Result<()>
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let activity = Arc::new(Activity::default());
+    peer.activity = Some(activity.clone());
     let shared_again = shared.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let answer = Box::pin(answer(shared_again.clone(), peer.clone(), request));
@@ -344,12 +360,31 @@ where
         .keep_alive_timeout(Duration::from_secs(20));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    // Before its first request it is idle.
+    let mut seen = Some(0);
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => return ended.map_err(io::Error::other),
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                return connection.await.map_err(io::Error::other);
+            }
+            () = tokio::time::sleep(shared.config.idle) => {
+                let now = activity.idle();
+                if now.is_some() && now == seen {
+                    break;
+                }
+                seen = now;
+            }
         }
-    };
-    ended.map_err(io::Error::other)
+    }
+    connection.as_mut().graceful_shutdown();
+    loop {
+        match timeout(FAREWELL, connection.as_mut()).await {
+            Ok(ended) => return ended.map_err(io::Error::other),
+            // The client does not answer. Requests that came meanwhile are served.
+            Err(_) if activity.idle().is_some() => return Ok(()),
+            Err(_) => {}
+        }
+    }
 }

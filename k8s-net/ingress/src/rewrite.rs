@@ -21,10 +21,24 @@ const PATH: &AsciiSet = &CONTROLS
     .add(b'^')
     .add(b'|');
 
+/// Bytes of a new path at most.
+const LONGEST: usize = 64 * 1024;
+
+/// The new path is longer than a path may be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TooLong;
+
 /// Returns path and query for the backend of a route; `None`: those of the request. `path` is normalized, so
 /// that groups of the pattern are decoded, and encoded again.
-pub(crate) fn rewritten(route: &Route, path: &str, query: Option<&str>) -> Option<PathAndQuery> {
-    let template = route.settings.rewrite.as_deref()?;
+///
+/// # Errors
+/// The new path is too long.
+pub(crate) fn rewritten(
+    route: &Route,
+    path: &str,
+    query: Option<&str>,
+) -> Result<Option<PathAndQuery>, TooLong> {
+    let Some(template) = route.settings.rewrite.as_deref() else { return Ok(None) };
     let groups = route.pattern.as_ref().and_then(|pattern| pattern.captures(path.as_bytes()));
     let mut out = Vec::new();
     let mut rest = template.bytes();
@@ -38,6 +52,10 @@ pub(crate) fn rewritten(route: &Route, path: &str, query: Option<&str>) -> Optio
                     groups.as_ref().and_then(|groups| groups.get(usize::from(digit.wrapping_sub(b'0'))));
                 out.extend(group.map(|group| group.as_bytes()).unwrap_or_default());
             }
+        }
+        // A template may repeat a group many times.
+        if out.len() > LONGEST {
+            return Err(TooLong);
         }
     }
     if out.first() != Some(&b'/') {
@@ -53,7 +71,7 @@ pub(crate) fn rewritten(route: &Route, path: &str, query: Option<&str>) -> Optio
         text.push(joint);
         text += query;
     }
-    PathAndQuery::try_from(text).ok()
+    PathAndQuery::try_from(text).map(Some).map_err(|_| TooLong)
 }
 
 #[cfg(test)]
@@ -63,7 +81,18 @@ mod tests {
     use k8s_core::meta::ObjectKey;
 
     use super::*;
-    use crate::{annotations::pattern, backend::Backend, settings::Settings};
+    use crate::{backend::Backend, patterns::pattern, settings::Settings};
+
+    fn route(target: &str, rule: &str) -> Route {
+        let backend = Backend::new(ObjectKey::new("a", "b"), String::new(), Vec::new(), 0);
+        Route {
+            ingress: ObjectKey::new("a", "b"),
+            settings: Arc::new(Settings { rewrite: Some(target.into()), ..Settings::default() }),
+            pattern: Some(pattern(&format!("^{rule}")).unwrap()),
+            backend: Arc::new(backend),
+            canaries: Vec::new(),
+        }
+    }
 
     #[test]
     fn groups_are_put_in_and_encoded() {
@@ -77,16 +106,25 @@ mod tests {
             ("/s?q=$1", "/a/(.*)", "/a/b", Some("c=d"), "/s?q=b&c=d"),
             ("/$9", "/a", "/a", None, "/"),
         ] {
-            let backend = Backend::new(ObjectKey::new("a", "b"), String::new(), Vec::new(), 0);
-            let route = Route {
-                ingress: ObjectKey::new("a", "b"),
-                settings: Arc::new(Settings { rewrite: Some(target.into()), ..Settings::default() }),
-                pattern: Some(pattern(&format!("^{rule}")).unwrap()),
-                backend: Arc::new(backend),
-                canaries: Vec::new(),
-            };
-            let got = rewritten(&route, path, query).map(|path| path.to_string());
+            let got = rewritten(&route(target, rule), path, query).unwrap().map(|path| path.to_string());
             assert_eq!(got.as_deref(), Some(want), "{target} {rule} {path}");
         }
+    }
+
+    #[test]
+    fn a_path_that_becomes_too_long_is_told() {
+        let long = format!("/{}", "a".repeat(20_000));
+        assert!(rewritten(&route("/$1", "/(.*)"), &long, None).unwrap().is_some());
+        let many = "/$1".repeat(80_000);
+        for target in ["/$1$1$1$1", &*many] {
+            assert_eq!(
+                rewritten(&route(target, "/(.*)"), &long, None),
+                Err(TooLong),
+                "{} bytes",
+                target.len()
+            );
+        }
+        let encoded = format!("/{}", "ü".repeat(12_000));
+        assert_eq!(rewritten(&route("/$1", "/(.*)"), &encoded, None), Err(TooLong));
     }
 }

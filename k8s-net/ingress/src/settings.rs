@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use crate::{
     access::{Auth, CanaryRule, auth, canary},
     annotations::{PREFIXES, Problem, Reader},
+    patterns::Patterns,
 };
 
 /// Annotations that would add text to nginx' configuration.
@@ -122,7 +123,15 @@ impl Default for Settings {
 /// Reads the annotations of an Ingress.
 #[must_use]
 pub fn read(annotations: &BTreeMap<String, String>) -> (Settings, Vec<Problem>) {
-    let mut from = Reader::new(annotations);
+    read_with(annotations, &Patterns::default())
+}
+
+/// As [`read`], with patterns that are kept.
+pub(crate) fn read_with(
+    annotations: &BTreeMap<String, String>,
+    patterns: &Patterns,
+) -> (Settings, Vec<Problem>) {
+    let mut from = Reader::new(annotations, patterns);
     let defaults = Settings::default();
     let rewrite = from.parsed("rewrite-target", "a path with $1 to $9 for groups of the pattern", rewrite);
     let patterns = from.flag("use-regex").unwrap_or(false) || rewrite.is_some();
@@ -147,7 +156,7 @@ pub fn read(annotations: &BTreeMap<String, String>) -> (Settings, Vec<Problem>) 
             connections: from.number("limit-connections").filter(|n| *n > 0),
         },
     };
-    let Reader { values, mut problems, read } = from;
+    let Reader { values, mut problems, read, .. } = from;
     for name in values.keys().filter(|name| !read.contains(name)) {
         problems.push(if SNIPPETS.contains(name) {
             let message = format!("annotation {}{name}: snippets are not supported", PREFIXES[0]);

@@ -42,7 +42,7 @@ pub struct Route {
     /// Settings of its annotations.
     pub settings: Arc<Settings>,
     /// Pattern of the path, whose groups `rewrite-target` uses.
-    pub(crate) pattern: Option<regex::bytes::Regex>,
+    pub(crate) pattern: Option<Arc<regex::bytes::Regex>>,
     /// Its Service.
     pub backend: Arc<Backend>,
     /// Backends that get a part of the requests.

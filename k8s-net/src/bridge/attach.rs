@@ -134,8 +134,8 @@ impl Ends<'_> {
 }
 
 /// Converts host ports to their stored form. An IPv6 host address or an unknown protocol is an error that
-/// names it.
-pub(super) fn kept_ports(ports: &[HostPort]) -> Result<Vec<KeptPort>, PodNetworkError> {
+/// names it, and so is a TCP port that the node has reserved for itself.
+pub(super) fn kept_ports(ports: &[HostPort], reserved: &[u16]) -> Result<Vec<KeptPort>, PodNetworkError> {
     let kept = |port: &HostPort| {
         let protocol = crate::protocol_number(&port.protocol).ok_or_else(|| {
             PodNetworkError::Other(format!(
@@ -143,6 +143,12 @@ pub(super) fn kept_ports(ports: &[HostPort]) -> Result<Vec<KeptPort>, PodNetwork
                 port.host_port, port.protocol
             ))
         })?;
+        if i32::from(protocol) == libc::IPPROTO_TCP && reserved.contains(&port.host_port) {
+            return Err(PodNetworkError::Other(format!(
+                "host port {}: the node itself uses it; choose another hostPort",
+                port.host_port
+            )));
+        }
         let host_ip = match port.host_ip {
             None => None,
             Some(IpAddr::V4(ip)) if ip.is_unspecified() => None,
@@ -158,4 +164,23 @@ pub(super) fn kept_ports(ports: &[HostPort]) -> Result<Vec<KeptPort>, PodNetwork
         Ok(KeptPort { protocol, host_ip, host_port: port.host_port, container_port: port.container_port })
     };
     ports.iter().map(kept).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reserved_port_of_the_node_is_refused_by_its_number() {
+        let check = |protocol: &str, host_port| {
+            let port = HostPort { protocol: protocol.into(), host_ip: None, host_port, container_port: 80 };
+            kept_ports(&[port], &[6443, 10250]).map(|kept| kept.len()).map_err(|e| e.to_string())
+        };
+        for port in [6443, 10250] {
+            let error = check("TCP", port).expect_err("reserved");
+            assert!(error.contains(&format!("host port {port}: the node itself uses it")), "{error}");
+            assert_eq!(check("UDP", port), Ok(1));
+        }
+        assert_eq!(check("TCP", 8080), Ok(1));
+    }
 }

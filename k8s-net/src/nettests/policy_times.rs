@@ -84,6 +84,70 @@ fn one_change_among_many_policies_is_quick() {
     finish(&host, config);
 }
 
+/// The kernel takes nearly as many elements as the budget allows. A namespace that needs more is closed, and
+/// the pods of others go on.
+#[test]
+fn a_namespace_with_too_many_elements_closes_no_other() {
+    let (host, _outside, bridge, config) = node("budget");
+    let rules = Rules::start(&host, &bridge, "budget");
+    let (a, b) = (Ns::new(), Ns::new());
+    let pair = [("a", &a), ("b", &b)].map(|(name, ns)| {
+        let address = attach(&host, &bridge, attachment(name, ns));
+        rules.pod("demo", name, json!({"app": name}), Some(address));
+        address
+    });
+    for namespace in ["demo", "bad"] {
+        rules.namespace(namespace);
+    }
+    let from_a = json!([{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}], "ports": [{"port": 80}]}]);
+    let only_b = json!({"matchLabels": {"app": "b"}});
+    rules.policy("demo", "n", &json!({"podSelector": only_b, "ingress": from_a}));
+    let wide = json!([{"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}]);
+    rules.policy("demo", "wide", &json!({"podSelector": only_b, "egress": wide, "policyTypes": ["Egress"]}));
+    b.run(|| {
+        for port in [80, 81] {
+            let listener = TcpListener::bind(("0.0.0.0", port)).expect("binds");
+            std::thread::spawn(move || listener.incoming().for_each(drop));
+        }
+    });
+    let goes_on = |what: &str| {
+        rules.settle("demo", "b", pair[1]);
+        let reached = [80, 81].map(|port| {
+            let target = SocketAddr::new(pair[1], port);
+            a.run(move || TcpStream::connect_timeout(&target, Duration::from_millis(500)).is_ok())
+        });
+        assert_eq!(reached, [true, false], "{what}");
+    };
+    goes_on("before");
+    let wait = |what: &str, done: &dyn Fn(usize) -> bool| {
+        let since = Instant::now();
+        while !done(rules.stats.borrow().elements) {
+            assert!(since.elapsed() < Duration::from_secs(120), "{what}: {:?}", rules.stats.borrow());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        println!("{what}: {:?}", rules.stats.borrow());
+    };
+    // A port of its own for each pod, and blocks for all: the product.
+    let add = |number: u8| {
+        let label = json!({"number": number.to_string()});
+        rules.pod("bad", &format!("p{number}"), label.clone(), Some(IpAddr::from([10, 42, 9, number])));
+        let ports = json!([{"ports": [{"port": 1000 + u16::from(number)}]}]);
+        let spec = json!({"podSelector": {"matchLabels": label}, "ingress": ports});
+        rules.policy("bad", &format!("n{number}"), &spec);
+    };
+    (1..=35).for_each(add);
+    let cidr = |n: u32| format!("{}/32", Ipv4Addr::from(0xc633_0000 + 2 * n));
+    let blocks: Vec<_> = (0..9500).map(|n| json!({"ipBlock": {"cidr": cidr(n)}})).collect();
+    rules.policy("bad", "blocks", &json!({"podSelector": {}, "ingress": [{"from": blocks}]}));
+    wait("nearly the budget", &|elements| elements > 340_000);
+    goes_on("nearly the budget");
+    (36..=45).for_each(add);
+    wait("closed", &|elements| elements < 1000);
+    goes_on("closed");
+    rules.stop();
+    finish(&host, config);
+}
+
 /// Prints the time of a round trip between two pods of a node and how many bytes pass a second: with links of
 /// their own, and as ports of one bridge.
 #[test]

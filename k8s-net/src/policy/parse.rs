@@ -100,10 +100,36 @@ impl Parsed {
     }
 }
 
+/// Number of peers, exceptions and ports of one policy, at most. What is beyond allows nothing. Each may
+/// become many elements of the kernel's table, for each pod that the policy selects.
+pub(crate) const MOST_PARTS: usize = 10_000;
+
+/// What a policy may still have, of [`MOST_PARTS`].
+struct Room {
+    parts: usize,
+    told: bool,
+}
+
+impl Room {
+    /// Takes a number of parts of the element `number`; false if there is no room for them, and none for
+    /// others then.
+    fn take(&mut self, parts: usize, path: &str, number: usize, problems: &mut Vec<String>) -> bool {
+        let fits = self.parts >= parts;
+        self.parts = if fits { self.parts - parts } else { 0 };
+        if !fits && !std::mem::replace(&mut self.told, true) {
+            problems.push(format!(
+                "{path}[{number}]: a policy has at most {MOST_PARTS} peers, exceptions and ports, and what follows \
+                 is left out"
+            ));
+        }
+        fits
+    }
+}
+
 /// Reads a policy.
 pub(crate) fn parse(policy: &NetworkPolicy) -> Parsed {
     let spec = policy.spec.clone().unwrap_or_default();
-    let mut problems = Vec::new();
+    let (mut problems, mut room) = (Vec::new(), Room { parts: MOST_PARTS, told: false });
     let namespace = policy.namespace().to_owned();
     let everything = ApiSelector::default();
     let selector = LabelSelector::from_api(spec.pod_selector.as_ref().unwrap_or(&everything));
@@ -119,8 +145,8 @@ pub(crate) fn parse(policy: &NetworkPolicy) -> Parsed {
         let read = |(number, (peers, ports)): (usize, RawRule)| {
             let path = format!("spec.{direction}[{number}]");
             let side = if direction == "ingress" { "from" } else { "to" };
-            let peers = read_peers(&namespace, &format!("{path}.{side}"), peers, &mut problems);
-            let ports = read_ports(&format!("{path}.ports"), ports, &mut problems);
+            let peers = read_peers(&namespace, &format!("{path}.{side}"), peers, &mut room, &mut problems);
+            let ports = read_ports(&format!("{path}.ports"), ports, &mut room, &mut problems);
             Rule { peers, ports }
         };
         rules.into_iter().enumerate().map(read).collect()
@@ -149,11 +175,16 @@ fn read_peers(
     namespace: &str,
     path: &str,
     peers: Option<Vec<NetworkPolicyPeer>>,
+    room: &mut Room,
     problems: &mut Vec<String>,
 ) -> Option<Vec<Peer>> {
     let peers = peers.filter(|peers| !peers.is_empty())?;
     let mut read = Vec::new();
     for (number, peer) in peers.iter().enumerate() {
+        let excepted = peer.ip_block.as_ref().and_then(|block| block.except.as_ref()).map_or(0, Vec::len);
+        if !room.take(1 + excepted, path, number, problems) {
+            break;
+        }
         match read_peer(namespace, peer) {
             Ok(peer) => read.extend(peer),
             Err(problem) => problems.push(format!("{path}[{number}]{problem}")),
@@ -198,10 +229,18 @@ fn read_peer(namespace: &str, peer: &NetworkPolicyPeer) -> Result<Option<Peer>, 
     }
 }
 
-fn read_ports(path: &str, ports: Option<Vec<NetworkPolicyPort>>, problems: &mut Vec<String>) -> Ports {
+fn read_ports(
+    path: &str,
+    ports: Option<Vec<NetworkPolicyPort>>,
+    room: &mut Room,
+    problems: &mut Vec<String>,
+) -> Ports {
     let Some(ports) = ports.filter(|ports| !ports.is_empty()) else { return Ports::all() };
     let (mut spans, mut names) = (Vec::new(), BTreeSet::new());
     for (number, port) in ports.iter().enumerate() {
+        if !room.take(1, path, number, problems) {
+            break;
+        }
         match read_port(port) {
             Ok(Port::Span(span)) => spans.push(span),
             Ok(Port::Name(protocol, name)) => {

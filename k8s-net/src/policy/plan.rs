@@ -5,6 +5,8 @@
 //!
 //! A namespace that is not known matches no namespace selector, so nothing is allowed by mistake.
 
+mod budget;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::Ipv4Addr,
@@ -12,6 +14,7 @@ use std::{
 
 use k8s_core::meta::{ObjectKey, selector::LabelSelector};
 
+use self::budget::Budget;
 use super::{
     blocks,
     elements::{Delta, Elements, Key},
@@ -71,6 +74,7 @@ pub(crate) struct Plan {
     pairs: Pairs,
     elements: Elements,
     arrivals: Vec<Ipv4Addr>,
+    budget: Budget,
 }
 
 /// The objects of a namespace.
@@ -100,6 +104,7 @@ impl Plan {
             self.regroup(&pod);
             self.settle(&pod);
         }
+        self.close_excess();
     }
 
     /// Sets a pod. `None`: it is gone, or policies are not about it.
@@ -138,6 +143,7 @@ impl Plan {
                 }
             }
         }
+        self.close_excess();
     }
 
     /// Returns the pods that hold these addresses instead.
@@ -157,9 +163,12 @@ impl Plan {
 
     /// Sets a policy. `None`: it is gone.
     pub(crate) fn set_policy(&mut self, key: &ObjectKey, parsed: Option<Parsed>) {
-        if self.policies.get(key).map(|policy| &policy.parsed) == parsed.as_ref() {
-            return;
-        }
+        let parsed = self.admit(key, parsed);
+        self.replace(vec![(key.clone(), parsed)]);
+    }
+
+    /// Sets policies together. `None`: it is gone.
+    fn replace(&mut self, policies: Vec<(ObjectKey, Option<Parsed>)>) {
         let mut touched = BTreeSet::new();
         let mut regrouped = BTreeSet::new();
         let select = |plan: &Plan, parsed: &Parsed| -> Vec<ObjectKey> {
@@ -168,23 +177,31 @@ impl Plan {
                 .map(|(key, _)| key.clone())
                 .collect()
         };
-        let old = self.policies.remove(key);
-        if let Some(parsed) = parsed {
-            touched.extend(select(self, &parsed));
-            let ingress = self.number(&parsed, Direction::Ingress, &mut regrouped);
-            let egress = self.number(&parsed, Direction::Egress, &mut regrouped);
-            self.policies.insert(key.clone(), PolicyState { parsed, ingress, egress });
-        }
-        if let Some(old) = old {
-            touched.extend(select(self, &old.parsed));
-            for rule in old.ingress.into_iter().chain(old.egress).flatten() {
-                self.release(rule, &mut regrouped);
+        for (key, parsed) in policies {
+            if self.policies.get(&key).map(|policy| &policy.parsed) == parsed.as_ref() {
+                continue;
+            }
+            let old = self.policies.remove(&key);
+            if let Some(parsed) = parsed {
+                touched.extend(select(self, &parsed));
+                let ingress = self.number(&parsed, Direction::Ingress, &mut regrouped);
+                let egress = self.number(&parsed, Direction::Egress, &mut regrouped);
+                self.policies.insert(key, PolicyState { parsed, ingress, egress });
+            }
+            if let Some(old) = old {
+                touched.extend(select(self, &old.parsed));
+                for rule in old.ingress.into_iter().chain(old.egress).flatten() {
+                    self.release(rule, &mut regrouped);
+                }
             }
         }
         self.divide();
         for pod in touched.union(&regrouped) {
             self.settle(pod);
+            // Each pod may need many elements: they must not take the node's memory.
+            self.close_excess_of_both();
         }
+        self.close_excess();
     }
 
     /// Gives numbers to the peers of a policy's rules. Pods in new groups are added to `regrouped`.
@@ -454,6 +471,11 @@ impl Plan {
     /// Returns the keys of all policies.
     pub(crate) fn policies(&self) -> impl Iterator<Item = ObjectKey> + '_ {
         self.policies.keys().cloned()
+    }
+
+    /// Returns the parts of a policy that could not be read.
+    pub(crate) fn problems(&self, key: &ObjectKey) -> &[String] {
+        self.policies.get(key).map(|policy| policy.parsed.problems.as_slice()).unwrap_or_default()
     }
 
     /// Returns the names of ports in a policy's ingress rules that no selected pod of this node has. Empty if

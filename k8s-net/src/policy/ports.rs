@@ -91,6 +91,15 @@ impl Ports {
         Ports { set: PortSet::new(spans), names }
     }
 
+    /// Returns the number of spans and names.
+    pub(crate) fn size(&self) -> usize {
+        let spans = match &self.set {
+            PortSet::All => 1,
+            PortSet::Spans(spans) => spans.len(),
+        };
+        spans + self.names.len()
+    }
+
     pub(crate) fn extend(&mut self, other: &Ports) {
         self.set.extend(&other.set);
         self.names.extend(other.names.iter().cloned());

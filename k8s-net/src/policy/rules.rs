@@ -204,3 +204,38 @@ fn by_set(all: &[(Key, u32)], mut each: impl FnMut(&str, &[(Vec<u8>, Value)])) {
 pub(super) fn fresh(address: std::net::Ipv4Addr) -> [(Vec<u8>, Value); 1] {
     [(address.octets().to_vec(), Value::None)]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::policy::{plan::Plan, ports::Span};
+
+    /// A socket sends 64 MiB at once, and more is refused as a whole.
+    #[test]
+    fn a_transaction_of_the_whole_budget_fits_in_one_message() {
+        let address = Ipv4Addr::BROADCAST;
+        let span = Span { protocol: 6, first: 1, last: 2 };
+        let keys = [
+            Key::Ingress(address),
+            Key::Egress(address),
+            Key::Own(address),
+            Key::Peer(address),
+            Key::Block(Ipv4Addr::UNSPECIFIED, address),
+            Key::Allow(1, 2),
+            Key::Any(1),
+            Key::Ports(1, Some(span)),
+        ];
+        // Key and value are attributes within others, of 4 bytes each.
+        let size = |(key, value): (Vec<u8>, Value)| match value {
+            Value::Bytes(bytes) => 12 + key.len() + 8 + bytes.len(),
+            _ => 12 + key.len() + 8,
+        };
+        let sizes = keys.map(|key| encode(key, 1).1.into_iter().map(size).sum::<usize>());
+        let largest = sizes.into_iter().max().expect("some");
+        // All are removed and as many are added; a tenth is for the heads of messages.
+        let total = 2 * Plan::default().most() * largest;
+        assert!(total + total / 10 <= 64 << 20, "{total} bytes, {sizes:?}");
+    }
+}

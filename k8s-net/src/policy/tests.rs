@@ -13,7 +13,7 @@ use super::{
     elements::Delta,
     facts::PodFacts,
     model::{Model, ModelPod},
-    parse::parse,
+    parse::{self, parse},
     plan::Plan,
     ports::NamedPort,
 };
@@ -205,6 +205,138 @@ proptest! {
         }
         prop_assert_eq!(both.plan.len(), 0);
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    /// With a small budget never more is allowed than without; namespaces that are open have all of it.
+    #[test]
+    fn a_budget_closes_whole_namespaces(steps in prop::collection::vec(step(), 1..40), most in 5usize..60) {
+        let mut both = Both { plan: Plan::with_most(most), ..Both::default() };
+        let mut table = BTreeMap::new();
+        for step in steps {
+            both.apply(step);
+            both.plan.reopen();
+            apply(&mut table, both.plan.take_delta());
+            let allows_nothing = |policy: &NetworkPolicy| {
+                let parsed = parse(policy);
+                parsed.ingress.iter().chain(&parsed.egress).all(Vec::is_empty)
+            };
+            let mut all = both.policies.values();
+            let all_closed = all.all(|p| both.plan.is_closed(p.namespace()) || allows_nothing(p));
+            prop_assert!(both.plan.len() <= most || all_closed, "{} elements", both.plan.len());
+        }
+        let model = both.model();
+        let owner = |address| both.pods.iter().find(|(_, f)| f.addresses.contains(&address)).map(|(key, _)| key);
+        let is_closed = |address| owner(address).is_some_and(|key| both.plan.is_closed(&key.namespace));
+        let mut addresses: Vec<Ipv4Addr> = both.pods.values().flat_map(|f| f.addresses.clone()).collect();
+        addresses.extend(OUTSIDE);
+        for (from, to) in addresses.iter().flat_map(|from| addresses.iter().map(move |to| (*from, *to))) {
+            for (protocol, port) in [(6, 80), (6, 81), (17, 80), (17, 81), (132, 9), (1, 0)] {
+                let (got, want) =
+                    (both.plan.allows(from, to, protocol, port), model.allows(from, to, protocol, port));
+                let closed = is_closed(from) || is_closed(to);
+                prop_assert!(got == want || closed && !got, "{} to {}:{} ({})", from, to, port, protocol);
+            }
+        }
+        prop_assert_eq!(&table, &both.plan.take_all().add.into_iter().collect());
+        for key in both.policies.keys() {
+            both.plan.set_policy(key, None);
+        }
+        both.plan.reopen();
+        prop_assert_eq!(both.plan.len(), 0);
+        prop_assert!(!NAMESPACES.iter().any(|name| both.plan.is_closed(name)));
+    }
+}
+
+/// Local pod of a namespace, of which the number is a part of its address.
+fn local(plan: &mut Plan, namespace: &str, number: u8) -> Ipv4Addr {
+    let address = Ipv4Addr::new(10, 42, namespace.as_bytes()[0], number);
+    let facts = PodFacts {
+        labels: [("number".to_owned(), number.to_string())].into(),
+        addresses: vec![address],
+        ports: Vec::new(),
+        is_local: true,
+    };
+    plan.set_pod(&ObjectKey::new(namespace, &format!("p{number}")), Some(facts));
+    address
+}
+
+fn set(plan: &mut Plan, namespace: &str, name: &str, spec: Value) {
+    let object = json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec});
+    let object: NetworkPolicy = serde_json::from_value(object).expect("policy");
+    plan.set_policy(&object.key(), Some(parse(&object)));
+}
+
+fn block(n: u32) -> Value {
+    json!({"ipBlock": {"cidr": format!("{}/32", Ipv4Addr::from(0xc633_0000 + 2 * n))}})
+}
+
+/// Many blocks, and for each pod a policy of another port: the product is more than the kernel takes.
+#[test]
+fn a_namespace_with_too_many_elements_is_closed_alone() {
+    let mut plan = Plan::with_most(60_000);
+    let outside = Ipv4Addr::from(0xc633_0000);
+    let good = local(&mut plan, "good", 1);
+    let everyone_on_80 = json!([{"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": [{"port": 80}]}]);
+    set(&mut plan, "good", "n", json!({"podSelector": {}, "ingress": everyone_on_80}));
+    let bad: Vec<_> = (1..=6).map(|number| local(&mut plan, "bad", number)).collect();
+    for number in 1..=6 {
+        let ports = json!([{"ports": [{"port": 1000 + number}]}]);
+        let selector = json!({"matchLabels": {"number": number.to_string()}});
+        set(&mut plan, "bad", &format!("n{number}"), json!({"podSelector": selector, "ingress": ports}));
+    }
+    plan.reopen();
+    assert!(!plan.is_closed("bad") && plan.allows(outside, bad[0], 6, 1001));
+    let blocks: Vec<Value> = (0..9000).map(block).collect();
+    set(&mut plan, "bad", "blocks", json!({"podSelector": {}, "ingress": [{"from": blocks}]}));
+    plan.reopen();
+    assert!(plan.len() <= plan.most(), "{}", plan.len());
+    assert!(plan.is_closed("bad") && !plan.is_closed("good"));
+    assert!(bad.iter().all(|pod| !plan.allows(outside, *pod, 6, 1001) && plan.isolated().any(|a| a == *pod)));
+    assert!(plan.allows(outside, good, 6, 80) && !plan.allows(outside, good, 6, 81));
+    // Of the closed namespace the heaviest policy is told.
+    assert_eq!(plan.take_turned(), [ObjectKey::new("bad", "blocks")]);
+    // A later change of it does not open it, and a smaller policy does.
+    set(&mut plan, "bad", "more", json!({"podSelector": {}, "ingress": [{"from": [block(1)]}]}));
+    plan.reopen();
+    assert!(plan.is_closed("bad"));
+    set(&mut plan, "bad", "blocks", json!({"podSelector": {}, "ingress": [{"from": [block(0)]}]}));
+    plan.reopen();
+    assert!(!plan.is_closed("bad") && plan.allows(outside, bad[0], 6, 9));
+    assert_eq!(plan.take_turned().len(), 8);
+}
+
+#[test]
+fn parts_of_a_policy_beyond_a_limit_allow_nothing_and_are_told() {
+    let most = u32::try_from(parse::MOST_PARTS).expect("small");
+    let read = |spec: Value| {
+        let object = json!({"metadata": {"name": "n", "namespace": "x"}, "spec": spec});
+        parse(&serde_json::from_value(object).expect("policy"))
+    };
+    let peers = |parsed: &parse::Parsed| -> Vec<usize> {
+        let rules = parsed.ingress.iter().flatten();
+        rules.map(|rule| rule.peers.as_ref().map_or(usize::MAX, Vec::len)).collect()
+    };
+    let blocks = |number: u32| (0..number).map(block).collect::<Vec<_>>();
+    let fits = read(json!({"ingress": [{"from": blocks(most)}]}));
+    assert_eq!((peers(&fits), fits.problems), (vec![parse::MOST_PARTS], Vec::new()));
+    let more =
+        read(json!({"ingress": [{"from": blocks(most + 5)}, {"from": [block(0)], "ports": [{"port": 80}]}]}));
+    // Without its ports and peers the second rule allows nothing, not everything.
+    assert_eq!(peers(&more), [parse::MOST_PARTS, 0]);
+    assert!(more.ingress.iter().flatten().nth(1).is_some_and(|rule| rule.ports.set.is_empty()));
+    assert_eq!(
+        more.problems[0],
+        "spec.ingress[0].from[10000]: a policy has at most 10000 peers, exceptions and ports, and what follows \
+         is left out"
+    );
+    assert_eq!(more.problems.len(), 1, "it is told once: {:?}", more.problems);
+    // A block is never read without one of its exceptions.
+    let except: Vec<String> = (0..most).map(|n| format!("{}/32", Ipv4Addr::from(0x0a00_0000 + n))).collect();
+    let excepted =
+        read(json!({"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": except}}]}]}));
+    assert_eq!((peers(&excepted), excepted.problems.len()), (vec![0], 1));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use k8s_core::{
     },
     cache::{Cache, Change, Subscription},
     events::involved,
-    meta::{Object, ObjectExt, ObjectKey},
+    meta::{Object, ObjectKey},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -30,7 +30,7 @@ use super::{
     elements::{Delta, Key},
     facts,
     gate::Report,
-    parse::parse,
+    inputs::{Dirty, Inputs, Warning, note},
     plan::Plan,
     rules::{self, FRESH},
 };
@@ -42,32 +42,6 @@ use crate::{
 /// Time between two readings of conntrack's table at least, so that many changes do not keep a processor
 /// busy.
 const REST: Duration = Duration::from_millis(100);
-
-/// Objects that changed since the last transaction.
-#[derive(Default)]
-struct Dirty {
-    all: bool,
-    namespaces: BTreeSet<String>,
-    pods: BTreeSet<ObjectKey>,
-    policies: BTreeSet<ObjectKey>,
-}
-
-impl Dirty {
-    fn is_empty(&self) -> bool {
-        !self.all && self.namespaces.is_empty() && self.pods.is_empty() && self.policies.is_empty()
-    }
-}
-
-/// Adds the key of a changed object; false if any may have changed.
-fn note<K: Object>(change: &Change<K>, keys: &mut BTreeSet<ObjectKey>) -> bool {
-    match change {
-        Change::Added(object) | Change::Modified(_, object) | Change::Deleted(object) => {
-            keys.insert(object.key());
-            true
-        }
-        Change::Resync => false,
-    }
-}
 
 /// Plan and connection; moved to a blocking thread for each transaction.
 struct Kernel {
@@ -82,12 +56,8 @@ struct Kernel {
 
 pub(super) struct Worker {
     config: PolicyConfig,
-    namespaces: Cache<Namespace>,
-    pods: Cache<Pod>,
-    policies: Cache<NetworkPolicy>,
+    inputs: Inputs,
     reports: mpsc::UnboundedReceiver<Report>,
-    /// Pods by the addresses that the pod network gave them.
-    assigned: BTreeMap<Ipv4Addr, ObjectKey>,
     /// Addresses that were attached since the last transaction, and who waits for it.
     new: Vec<(Ipv4Addr, oneshot::Sender<()>)>,
     /// Addresses that were freed since the last cut.
@@ -125,13 +95,19 @@ impl Worker {
             plan.set_pod(&key, Some(dns));
         }
         let kernel = Kernel { nft, table: config.table.clone(), plan, fresh: BTreeSet::new(), broken: true };
-        Worker {
-            config,
+        let inputs = Inputs {
             namespaces,
             pods,
             policies,
-            reports,
+            node: config.node_name.clone(),
+            cluster_cidr: config.cluster_cidr,
+            dns: config.dns,
             assigned: BTreeMap::new(),
+        };
+        Worker {
+            config,
+            inputs,
+            reports,
             new: Vec::new(),
             left: HashSet::new(),
             cut: false,
@@ -152,11 +128,11 @@ impl Worker {
 
     #[expect(clippy::disallowed_methods, reason = "the kernel applies rules in real time")]
     async fn work(&mut self) {
-        let mut namespaces = self.namespaces.subscribe();
-        let (mut pods, mut policies) = (self.pods.subscribe(), self.policies.subscribe());
-        self.namespaces.synced().await;
-        self.pods.synced().await;
-        self.policies.synced().await;
+        let mut namespaces = self.inputs.namespaces.subscribe();
+        let (mut pods, mut policies) = (self.inputs.pods.subscribe(), self.inputs.policies.subscribe());
+        self.inputs.namespaces.synced().await;
+        self.inputs.pods.synced().await;
+        self.inputs.policies.synced().await;
         let mut dirty = Dirty { all: true, ..Dirty::default() };
         let mut delay = Duration::from_millis(100);
         loop {
@@ -226,11 +202,11 @@ impl Worker {
         match report {
             Report::Attached { pod, address, done } => {
                 dirty.pods.insert(pod.clone());
-                dirty.pods.extend(self.assigned.insert(address, pod));
+                dirty.pods.extend(self.inputs.assigned.insert(address, pod));
                 self.new.push((address, done));
             }
             Report::Detached { address } => {
-                dirty.pods.extend(self.assigned.remove(&address));
+                dirty.pods.extend(self.inputs.assigned.remove(&address));
                 self.left.insert(address);
                 if let Some(kernel) = &mut self.kernel {
                     kernel.fresh.remove(&address);
@@ -240,65 +216,21 @@ impl Worker {
         }
     }
 
-    /// Brings the plan up to date.
-    fn plan(&self, plan: &mut Plan, dirty: &mut Dirty) {
-        if dirty.all {
-            dirty.namespaces.extend(self.namespaces.list().iter().map(|n| n.name().to_owned()));
-            dirty.namespaces.extend(plan.namespaces());
-            dirty.pods.extend(self.pods.list().iter().map(|pod| pod.key()));
-            dirty.pods.extend(plan.pods());
-            dirty.policies.extend(self.policies.list().iter().map(|policy| policy.key()));
-            dirty.policies.extend(plan.policies());
-        }
-        for name in &dirty.namespaces {
-            let namespace = self.namespaces.get("", name);
-            plan.set_namespace(name, namespace.map(|n| n.metadata.labels.clone().unwrap_or_default()));
-        }
-        let mut assigned: HashMap<&ObjectKey, Vec<Ipv4Addr>> = HashMap::new();
-        for (address, key) in self.assigned.iter().filter(|(_, key)| dirty.pods.contains(*key)) {
-            assigned.entry(key).or_default().push(*address);
-        }
-        let own = self.config.dns.map(facts::dns).map(|(key, _)| key);
-        for key in dirty.pods.iter().filter(|key| Some(*key) != own.as_ref()) {
-            let pod = self.pods.by_key(key);
-            let assigned = assigned.get(key).map(Vec::as_slice).unwrap_or_default();
-            let mut facts = pod.and_then(|pod| facts::facts(&pod, &self.config.node_name, assigned));
-            if let (Some(facts), Some(range)) = (&mut facts, self.config.cluster_cidr) {
-                // A node must not claim other addresses by a pod's status.
-                facts.addresses.retain(|address| range.contains(address));
-            }
-            plan.set_pod(key, facts);
-            for address in assigned {
-                plan.assign(*address, key);
-            }
-        }
-        for key in &dirty.policies {
-            plan.set_policy(key, self.policies.by_key(key).map(|policy| parse(&policy)));
-        }
-    }
-
     async fn apply(&mut self, dirty: &mut Dirty, since: Instant) -> io::Result<()> {
         let Some(mut kernel) = self.kernel.take() else { return Err(io::Error::other("worker was lost")) };
-        self.plan(&mut kernel.plan, dirty);
-        let policies = std::mem::take(&mut dirty.policies);
-        *dirty = Dirty::default();
-        for key in &policies {
-            let policy = self.policies.by_key(key);
-            self.tell(&kernel.plan, key, policy.as_deref());
-        }
         kernel.fresh.extend(self.new.iter().map(|(address, _)| *address));
-        let arrived = kernel.plan.take_arrivals();
-        let waiting = kernel.fresh.iter().copied().chain(arrived).filter(|address| {
-            let holder = kernel.plan.holder(*address);
-            holder.is_some() && self.assigned.get(address).is_none_or(|pod| Some(pod) == holder)
-        });
-        let known: BTreeSet<Ipv4Addr> = waiting.collect();
-        let (kernel, result) = tokio::task::spawn_blocking(move || {
-            let result = kernel.apply(known);
-            (kernel, result)
+        let (inputs, changed) = (self.inputs.clone(), std::mem::take(dirty));
+        // Large policies take long: the shared runtime must not wait for them.
+        let (kernel, told, result) = tokio::task::spawn_blocking(move || {
+            let told = inputs.plan(&mut kernel.plan, changed);
+            let result = kernel.apply(&inputs.assigned);
+            (kernel, told, result)
         })
         .await
         .map_err(io::Error::other)?;
+        for (key, warning) in told {
+            self.tell(key, warning);
+        }
         let fresh = kernel.fresh.clone();
         self.kernel = Some(kernel);
         let applied = result?;
@@ -325,37 +257,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Tells which parts of a policy have no effect, and why.
-    fn tell(&mut self, plan: &Plan, key: &ObjectKey, policy: Option<&NetworkPolicy>) {
-        let Some(policy) = policy else {
-            self.told.remove(key);
+    /// Tells which parts of a policy have no effect, and why; once for each message.
+    fn tell(&mut self, key: ObjectKey, warning: Option<Warning>) {
+        let Some(Warning { policy, reason, message }) = warning else {
+            self.told.remove(&key);
             return;
         };
-        let problems = parse(policy).problems;
-        let (reason, message) = if problems.is_empty() {
-            let unknown: Vec<String> = plan.unknown_ports(key).into_iter().collect();
-            if unknown.is_empty() {
-                self.told.remove(key);
-                return;
-            }
-            let names = unknown.join(", ");
-            (
-                "UnknownPortName",
-                format!(
-                    "no selected pod of node {} has a port named {names}: that part allows nothing",
-                    self.config.node_name
-                ),
-            )
-        } else {
-            (
-                "InvalidNetworkPolicy",
-                format!("{}: that part allows nothing, the selected pods are isolated", problems.join("; ")),
-            )
-        };
-        if self.told.get(key) != Some(&message) {
+        if self.told.get(&key) != Some(&message) {
             warn!(policy = %key, "{message}");
-            self.config.recorder.warning(involved(policy), reason, &*message);
-            self.told.insert(key.clone(), message);
+            self.config.recorder.warning(involved(&*policy), reason, &*message);
+            self.told.insert(key, message);
         }
     }
 
@@ -403,8 +314,15 @@ struct Applied {
 }
 
 impl Kernel {
-    /// Applies the plan. `known`: addresses of pods of this node that are known now, which may be closed.
-    fn apply(&mut self, known: BTreeSet<Ipv4Addr>) -> io::Result<Applied> {
+    /// Applies the plan. `assigned`: pods by the addresses that the pod network gave them.
+    fn apply(&mut self, assigned: &BTreeMap<Ipv4Addr, ObjectKey>) -> io::Result<Applied> {
+        let arrived = self.plan.take_arrivals();
+        let waiting = self.fresh.iter().copied().chain(arrived).filter(|address| {
+            let holder = self.plan.holder(*address);
+            holder.is_some() && assigned.get(address).is_none_or(|pod| Some(pod) == holder)
+        });
+        // Addresses of pods of this node that are known now, which may be closed.
+        let known: BTreeSet<Ipv4Addr> = waiting.collect();
         let mut batch = Batch::new(&self.table);
         let rebuild = self.broken;
         if rebuild {

@@ -11,6 +11,7 @@ struct World {
     services: Vec<Arc<Service>>,
     slices: Vec<Arc<EndpointSlice>>,
     secrets: Vec<Arc<Secret>>,
+    patterns: Patterns,
 }
 
 fn object<T: serde::de::DeserializeOwned>(value: Value) -> Arc<T> {
@@ -70,6 +71,7 @@ impl World {
                 self.secrets.iter().find(|s| (s.namespace(), s.name()) == (namespace, name)).cloned()
             },
             certificate: &|secret| Certificate::read(secret).map(Arc::new),
+            patterns: &self.patterns,
             refused: &[SocketAddr::from(([10, 0, 0, 66], 8080))],
             now: "2030-01-01T00:00:00Z".parse().unwrap(),
             seed: 0,
@@ -258,4 +260,102 @@ fn canaries_join_the_route_of_their_namespace() {
     assert_eq!(route.canaries[0].1.service, ObjectKey::new("ns", "b"));
     assert_eq!(plan.problems("canary"), Vec::<String>::new());
     assert!(plan.problems("thief")[0].starts_with("CanaryRefused"));
+}
+
+#[test]
+fn only_services_of_the_own_namespace_are_asked() {
+    let spec = || json!({"rules": [rule("h", &[path("Prefix", "/", "a")])]});
+    for (url, want) in [
+        ("http://auth.one.svc/check", Some("10.0.0.1:8080")),
+        ("http://auth.one.SVC.cluster.local:81", Some("10.0.0.1:9000")),
+        ("http://auth.two.svc/check", None),
+        ("http://auth.two.Svc.cluster.local", None),
+        ("http://auth.two.svc.", None),
+    ] {
+        let plan = World::default()
+            .service("one", "a", 3)
+            .service("one", "auth", 1)
+            .service("two", "auth", 2)
+            .ingress("one", "asks", json!({"nginx.ingress.kubernetes.io/auth-url": url}), spec())
+            .plan();
+        let auth = plan.table.route("h", "/").unwrap().settings.auth.clone().expect("it is never left out");
+        let asked = match (&auth.uri, &auth.target) {
+            (Some(_), AuthTarget::Service(backend)) => backend.endpoints.first().map(ToString::to_string),
+            _ => None,
+        };
+        assert_eq!(asked.as_deref(), want, "{url}");
+        assert_eq!(auth.uri.is_none(), want.is_none(), "nobody is let in: {url}");
+        let problems = plan.problems("asks");
+        assert_eq!(problems.len(), usize::from(want.is_none()), "{problems:?}");
+        let told = "InvalidAnnotation: annotation nginx.ingress.kubernetes.io/auth-url: Service two/auth ";
+        assert!(problems.iter().all(|problem| problem.starts_with(told)), "{problems:?}");
+        assert!(!plan.services.contains(&ObjectKey::new("two", "auth")));
+    }
+}
+
+#[test]
+fn patterns_of_another_namespace_do_not_take_a_hosts_prefixes() {
+    let regex = || json!({"nginx.ingress.kubernetes.io/use-regex": "true"});
+    let plan = World::default()
+        .service("one", "a", 1)
+        .service("two", "b", 2)
+        .ingress("one", "old", json!({}), json!({"rules": [rule("h", &[path("Prefix", "/", "a")])]}))
+        .ingress(
+            "two",
+            "thief",
+            regex(),
+            json!({"rules": [
+                rule("H", &[path("ImplementationSpecific", "/.*", "b"), path("Exact", "/x", "b")]),
+                rule("own", &[path("ImplementationSpecific", "/.*", "b")]),
+            ]}),
+        )
+        .ingress("two", "prefix", json!({}), json!({"rules": [rule("h", &[path("Prefix", "/b", "b")])]}))
+        .ingress("one", "more", regex(), json!({"rules": [rule("h", &[path("Prefix", "/m.*", "a")])]}))
+        .plan();
+    for (host, path, want) in [
+        ("h", "/x", "10.0.0.1:8080"),
+        ("h", "/mm", "10.0.0.1:8080"),
+        ("h", "/b", "10.0.0.2:8080"),
+        ("own", "/x", "10.0.0.2:8080"),
+    ] {
+        assert_eq!(plan.leads(host, path), want, "{host}{path}");
+    }
+    assert_eq!(plan.table.route("h", "/mm").unwrap().ingress, ObjectKey::new("one", "more"));
+    let problems = plan.problems("thief");
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(
+        problems.iter().all(|p| p.starts_with("PathConflict: ") && p.contains("one/old")),
+        "{problems:?}"
+    );
+    assert!(plan.problems("more").is_empty() && plan.problems("prefix").is_empty());
+}
+
+#[test]
+fn patterns_are_bounded_in_number_and_kept_for_the_next_table() {
+    let regex = || json!({"nginx.ingress.kubernetes.io/use-regex": "true"});
+    let paths = |name: &str, count: usize| -> Vec<_> {
+        (0..count).map(|i| path("ImplementationSpecific", &format!("/{name}-{i}-x*$"), "a")).collect()
+    };
+    let mut world = World::default().service("ns", "a", 1);
+    for i in 0..9 {
+        let name = format!("n{i}");
+        let spec = json!({"rules": [rule(&name, &paths(&name, 100))]});
+        world = world.ingress("ns", &name, regex(), spec);
+    }
+    let world = world
+        .ingress("ns", "large", regex(), json!({"rules": [rule("large", &paths("large", 150))]}))
+        .ingress("ns", "late", regex(), json!({"rules": [rule("late", &paths("late", 2))]}))
+        .ingress("ns", "plain", json!({}), json!({"rules": [rule("late", &[path("Prefix", "/", "a")])]}));
+    let plan = world.plan();
+    assert_eq!(plan.leads("n0", "/n0-99-xx"), "10.0.0.1:8080");
+    assert_eq!(plan.leads("large", "/large-99-x"), "10.0.0.1:8080");
+    assert_eq!(plan.leads("large", "/large-100-x"), "404");
+    let told = "InvalidPath: an Ingress has at most 100 patterns; the others have no effect";
+    assert_eq!(plan.problems("large"), [told]);
+    let late = plan.problems("late");
+    assert!(late.len() == 2 && late[0].contains("1000 patterns already"), "{late:?}");
+    assert_eq!(plan.table.route("late", "/late-0-x").unwrap().ingress.name, "plain");
+    let again = world.plan();
+    let of = |plan: &Plan| plan.table.route("n0", "/n0-99-xx").unwrap().pattern.clone().unwrap();
+    assert!(Arc::ptr_eq(&of(&plan), &of(&again)));
 }

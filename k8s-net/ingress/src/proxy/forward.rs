@@ -32,7 +32,7 @@ use crate::{
     backend::Backend,
     headers::{self, Client},
     paths::normalize,
-    rewrite::rewritten,
+    rewrite::{TooLong, rewritten},
     settings::{Affinity, Settings},
     table::{Route, Table},
 };
@@ -46,7 +46,7 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// The name that the handshake asked for; `None` without TLS.
     pub(crate) tls: Option<Option<Arc<str>>>,
-    /// Traffic of a connection of HTTP/1.1.
+    /// Traffic of its connection.
     pub(crate) activity: Option<Arc<Activity>>,
 }
 
@@ -118,6 +118,9 @@ async fn serve(
     if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
         return refuse(StatusCode::METHOD_NOT_ALLOWED);
     }
+    if headers::is_loop(request.headers(), &shared.mark) {
+        return refuse(StatusCode::LOOP_DETECTED);
+    }
     let Some(host) = headers::host_of(request.uri(), request.headers()) else {
         return refuse(StatusCode::BAD_REQUEST);
     };
@@ -140,13 +143,17 @@ async fn serve(
                 &format!("https://{name}{target}"),
             )));
         }
-        if let Some(path) = rewritten(route, &path, request.uri().query()) {
-            // The new path is percent-encoded already.
-            let mut parts = request.uri().clone().into_parts();
-            parts.path_and_query = Some(path);
-            if let Ok(uri) = Uri::from_parts(parts) {
+        // The old path is never sent instead: it may lead to what the new one hides.
+        match rewritten(route, &path, request.uri().query()) {
+            Ok(None) => {}
+            Ok(Some(path)) => {
+                // The new path is percent-encoded already.
+                let mut parts = request.uri().clone().into_parts();
+                parts.path_and_query = Some(path);
+                let Ok(uri) = Uri::from_parts(parts) else { return refuse(StatusCode::BAD_REQUEST) };
                 request.extensions_mut().insert(Rewritten(uri));
             }
+            Err(TooLong) => return refuse(StatusCode::URI_TOO_LONG),
         }
         route.clone()
     };
@@ -178,11 +185,13 @@ async fn serve(
     }
     headers::join_cookies(&mut parts.headers);
     headers::forward(&mut parts.headers, &client, &host, || random::uuid().simple().to_string());
+    headers::mark(&mut parts.headers, &shared.mark);
     if let Some(auth) = &settings.auth {
         let target = parts.uri.path_and_query().map(PathAndQuery::as_str).unwrap_or("/");
         let scheme = if client.is_tls { "https" } else { "http" };
         let url = format!("{scheme}://{}{target}", host.to_str().unwrap_or_default());
-        let passed = ask(&shared.pool, auth, &parts.headers, &parts.method, &url).await?;
+        let passed =
+            ask(&shared.pool, &shared.config.refused, auth, &parts.headers, &parts.method, &url).await?;
         // The client's own are not believed.
         for name in auth.response_headers.iter().filter(|name| is_plain(name)) {
             parts.headers.remove(name);

@@ -79,6 +79,12 @@ impl Drop for Busy {
 }
 
 impl Activity {
+    /// Returns the number of requests so far if none is in progress.
+    pub(super) fn idle(&self) -> Option<u64> {
+        let idle = self.requests.load(Ordering::Acquire) == 0;
+        idle.then(|| self.begun.load(Ordering::Acquire))
+    }
+
     /// Returns the number of reads if the connection is between two requests.
     fn quiet(&self) -> Option<u64> {
         let rests = self.requests.load(Ordering::Acquire) == 0

@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Proxy, ProxyConfig};
 use crate::{
-    annotations::pattern,
     backend::Backend,
     certificates::Certificate,
     paths::Match,
+    patterns::pattern,
     settings::{Settings, read},
     table::{Host, Route, Table},
 };

@@ -140,3 +140,53 @@ async fn connections_that_rest_are_small() {
     let whole = super::super::connection(&shared, served.connect().await, address, false, &stop);
     assert!(size_of_val(&whole) < 1024, "{} bytes", size_of_val(&whole));
 }
+
+#[tokio::test]
+async fn a_request_that_comes_back_is_not_sent_again() {
+    let one = Endpoint::start("one").await;
+    let served = Served::start(ProxyConfig::default(), Table::default()).await;
+    let mut table =
+        table(vec![To("a.org", "/", vec![served.http], &[]), To("b.org", "/", vec![one.address], &[])]);
+    let mut asks = settings(&[("auth-url", "http://auth.ns.svc/")]);
+    let itself = Backend::new(ObjectKey::new("ns", "auth"), "80".into(), vec![served.http], 0);
+    asks.auth.as_mut().unwrap().target = crate::access::AuthTarget::Service(Arc::new(itself));
+    let route = Arc::new(Route {
+        ingress: ObjectKey::new("ns", "asks"),
+        settings: Arc::new(asks),
+        pattern: None,
+        backend: Arc::new(Backend::new(ObjectKey::new("ns", "web"), "80".into(), vec![one.address], 0)),
+        canaries: Vec::new(),
+    });
+    for host in ["asks.org", "auth.ns.svc"] {
+        table.hosts.entry(host.into()).or_default().default = Some(route.clone());
+    }
+    served.proxy.replace(table);
+    assert_eq!(status(&served.get("a.org", "/", "").await), 508);
+    assert_eq!(status(&served.get("asks.org", "/", "").await), 500, "the question is not answered");
+    assert!(one.seen().is_empty());
+    let forged = "X-Ingress-Sent-By: forged\r\nX-Ingress-Sent-By: again\r\n";
+    let answer = served.get("b.org", "/", forged).await;
+    assert_eq!(status(&answer), 200);
+    assert!(!answer.contains("forged") && !answer.contains("again"), "{answer}");
+    assert_eq!(answer.matches("x-ingress-sent-by: ").count(), 1, "{answer}");
+}
+
+#[tokio::test]
+async fn names_with_underscores_do_not_pass() {
+    let one = Endpoint::start("one").await;
+    let served = Served::of(vec![To("a.org", "/", vec![one.address], &[])]).await;
+    let answer =
+        served.get("a.org", "/", "X_User: root\r\nX-User_Id: root\r\n_: root\r\nX-Fine: 1\r\n").await;
+    assert_eq!(status(&answer), 200);
+    assert!(answer.contains("x-fine: 1\n") && !answer.contains("root"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_path_that_becomes_too_long_is_not_sent_as_it_was() {
+    let one = Endpoint::start("one").await;
+    let route = To("a.org", "/(.*)", vec![one.address], &[("rewrite-target", "/$1$1$1$1")]);
+    let served = Served::of(vec![route]).await;
+    assert_eq!(status(&served.get("a.org", &format!("/{}", "a".repeat(20_000)), "").await), 414);
+    assert!(one.seen().is_empty());
+    assert_eq!(status(&served.get("a.org", &format!("/{}", "a".repeat(1000)), "").await), 200);
+}

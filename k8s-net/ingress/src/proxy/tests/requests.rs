@@ -312,7 +312,9 @@ async fn another_server_decides_who_gets_in() {
         table.hosts.entry(host.into()).or_default().default = Some(Arc::new(route));
     }
     let served = Served::start(ProxyConfig::default(), table).await;
-    let allowed = served.get("allow.org", "/a?b=c", "X-User: root\r\nX-Role: root\r\nCookie: s=1\r\n").await;
+    let allowed = served
+        .get("allow.org", "/a?b=c", "X-User: root\r\nX-Role: root\r\nX_Role: root\r\nCookie: s=1\r\n")
+        .await;
     assert!(
         status(&allowed) == 200 && allowed.contains("x-user: me\n") && !allowed.contains("root"),
         "{allowed}"
@@ -327,6 +329,7 @@ async fn another_server_decides_who_gets_in() {
     ] {
         assert!(asked.contains(want), "{want} {asked}");
     }
+    assert!(!asked.contains("x_role"), "{asked}");
     let denied = served.get("deny.org", "/", "").await;
     assert_eq!((status(&denied), header(&denied, "www-authenticate")), (401, Some("Basic")));
     let login = served.get("login.org", "/a", "").await;

@@ -108,3 +108,36 @@ async fn http2_from_clients_and_grpc_to_backends() {
         assert!(text.contains(host), "the host is that of the client: {text}");
     }
 }
+
+#[tokio::test]
+async fn idle_connections_of_http2_are_closed() {
+    let one = Endpoint::start("one").await;
+    let patient: &[(&str, &str)] = &[("proxy-read-timeout", "1")];
+    let mut table = table(vec![To("a.org", "/", vec![one.address], patient)]);
+    table.certificates.insert("a.org".into(), certificate(&secret("ns", "tls", &["a.org"])));
+    let config = ProxyConfig { idle: Duration::from_millis(200), ..ProxyConfig::default() };
+    let served = Served::start(config, table).await;
+    let open = async || {
+        let stream = connect(&served, "a.org", &[b"h2"]).await;
+        let (sender, connection) =
+            http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        (sender, tokio::spawn(connection))
+    };
+    let soon = Duration::from_secs(10);
+    let (_unused, ending) = open().await;
+    tokio::time::timeout(soon, ending).await.expect("a connection without a request ends").unwrap().unwrap();
+    let (mut sender, ending) = open().await;
+    // It is in flight for longer than connections are idle.
+    let slow = Request::post("https://a.org/slow").version(Version::HTTP_2).body(Full::default()).unwrap();
+    assert_eq!(sender.send_request(slow).await.unwrap().status(), 504);
+    tokio::time::timeout(soon, ending).await.expect("it ends after its last request").unwrap().unwrap();
+    // Clients that do not take part in the end.
+    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    for begin in [&b""[..], preface] {
+        let mut stream = connect(&served, "a.org", &[b"h2"]).await;
+        stream.write_all(begin).await.unwrap();
+        let mut got = Vec::new();
+        let read = tokio::time::timeout(2 * soon, stream.read_to_end(&mut got)).await;
+        let _ = read.expect("a silent one is closed");
+    }
+}
