@@ -117,29 +117,50 @@ pub(crate) async fn without_local_storage(client: &Client) -> Result<(), Error> 
     }
 }
 
+/// Returns a role and its binding to the service proxies, with their paths. Without a namespace they are
+/// those of the cluster.
+fn granted(
+    namespace: Option<&str>,
+    name: &str,
+    rules: &serde_json::Value,
+) -> [(String, serde_json::Value); 2] {
+    let group = "rbac.authorization.k8s.io";
+    let (prefix, place) = match namespace {
+        Some(namespace) => ("", format!("namespaces/{namespace}/")),
+        None => ("Cluster", String::new()),
+    };
+    let mut metadata = json!({"name": name});
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = json!(namespace);
+    }
+    let kind = |kind: &str| format!("{prefix}{kind}");
+    let path = |kind: &str| format!("/apis/{group}/v1/{place}{}s/{name}", kind.to_lowercase());
+    let (role, binding) = (kind("Role"), kind("RoleBinding"));
+    [
+        (
+            path(&role),
+            json!({"apiVersion": format!("{group}/v1"), "kind": role, "metadata": metadata, "rules": rules}),
+        ),
+        (
+            path(&binding),
+            json!({
+                "apiVersion": format!("{group}/v1"), "kind": binding, "metadata": metadata,
+                "roleRef": {"apiGroup": group, "kind": role, "name": name},
+                "subjects": [{"apiGroup": group, "kind": "User", "name": PROXY}],
+            }),
+        ),
+    ]
+}
+
 /// The objects through which nodes tell the load balancer which ports they use themselves: a ConfigMap that
 /// service proxies may change, and nothing else in kube-system.
 fn own_ports() -> [(String, serde_json::Value); 3] {
-    let rbac = "rbac.authorization.k8s.io";
     let (namespace, name) = OWN_PORTS;
     let metadata = json!({"namespace": namespace, "name": name});
     let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata});
     let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "patch"]});
-    let role = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule],
-    });
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
-        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
-        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
-    });
-    let path = |base: &str, plural: &str| format!("{base}/namespaces/{namespace}/{plural}/{name}");
-    let group = format!("/apis/{rbac}/v1");
-    [
-        (path("/api/v1", "configmaps"), map),
-        (path(&group, "roles"), role),
-        (path(&group, "rolebindings"), binding),
-    ]
+    let [role, binding] = granted(Some(namespace), name, &json!([rule]));
+    [(format!("/api/v1/namespaces/{namespace}/configmaps/{name}"), map), role, binding]
 }
 
 /// Lets service proxies read what network policies are about, which upstream's role for them does not.
@@ -147,20 +168,10 @@ fn own_ports() -> [(String, serde_json::Value); 3] {
 /// # Errors
 /// The API server's error.
 pub(crate) async fn network_policies(client: &Client) -> Result<(), Error> {
-    const NAME: &str = "network-policies";
-    let rbac = "rbac.authorization.k8s.io";
     let rule = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]});
-    let role = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": {"name": NAME},
-        "rules": [rule("", &["namespaces", "pods"]), rule("networking.k8s.io", &["networkpolicies"])],
-    });
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": NAME},
-        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": NAME},
-        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
-    });
-    for (plural, object) in [("clusterroles", role), ("clusterrolebindings", binding)] {
-        apply(client, &format!("/apis/{rbac}/v1/{plural}/{NAME}"), &object).await?;
+    let rules = json!([rule("", &["namespaces", "pods"]), rule("networking.k8s.io", &["networkpolicies"])]);
+    for (path, object) in granted(None, "network-policies", &rules) {
+        apply(client, &path, &object).await?;
     }
     Ok(())
 }
@@ -170,20 +181,10 @@ pub(crate) async fn network_policies(client: &Client) -> Result<(), Error> {
 /// # Errors
 /// The API server's error.
 pub(crate) async fn corefile(client: &Client) -> Result<(), Error> {
-    let rbac = "rbac.authorization.k8s.io";
     let (namespace, name) = CONFIG_MAP;
-    let metadata = json!({"namespace": namespace, "name": name});
     let rule = json!({"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [name], "verbs": ["get", "list", "watch"]});
-    let role = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": metadata, "rules": [rule],
-    });
-    let binding = json!({
-        "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": metadata,
-        "roleRef": {"apiGroup": rbac, "kind": "Role", "name": name},
-        "subjects": [{"apiGroup": rbac, "kind": "User", "name": PROXY}],
-    });
-    for (plural, object) in [("roles", role), ("rolebindings", binding)] {
-        apply(client, &format!("/apis/{rbac}/v1/namespaces/{namespace}/{plural}/{name}"), &object).await?;
+    for (path, object) in granted(Some(namespace), name, &json!([rule])) {
+        apply(client, &path, &object).await?;
     }
     Ok(())
 }
@@ -216,6 +217,22 @@ pub(crate) async fn without_service_lb(client: &Client) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn roles_of_a_namespace_and_of_the_cluster_are_bound_at_their_paths() {
+        let rules = serde_json::json!([]);
+        let [(role, _), (binding, object)] = super::granted(Some("kube-system"), "n", &rules);
+        assert_eq!(role, "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/roles/n");
+        assert_eq!(binding, "/apis/rbac.authorization.k8s.io/v1/namespaces/kube-system/rolebindings/n");
+        assert_eq!((&object["kind"], &object["roleRef"]["kind"]), (&"RoleBinding".into(), &"Role".into()));
+        let [(role, object), (binding, _)] = super::granted(None, "n", &rules);
+        assert_eq!(role, "/apis/rbac.authorization.k8s.io/v1/clusterroles/n");
+        assert_eq!(binding, "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/n");
+        assert_eq!(
+            (&object["kind"], &object["metadata"]),
+            (&"ClusterRole".into(), &serde_json::json!({"name": "n"}))
+        );
+    }
+
     #[test]
     fn load_balancer_and_proxy_mean_the_same_object() {
         assert_eq!(k8s_builtin::OWN_PORTS, k8s_net::proxy::OWN_PORTS);

@@ -84,7 +84,7 @@ struct Picked {
     alternative: usize,
 }
 
-/// Why a search ended without an answer.
+/// Reason for which a search ended without an answer.
 enum Stop {
     Steps,
     Failed(String),
@@ -95,7 +95,7 @@ struct Search<'a> {
     /// The alternatives of each request of each claim.
     requests: Vec<Vec<Vec<Alternative>>>,
     devices: &'a [Candidate<'a>],
-    /// Whether another claim has the device, by its index.
+    /// True if another claim has the device, by its index.
     in_use: Vec<bool>,
     selectors: &'a mut Selectors,
     accepted: HashMap<(usize, usize, usize, usize), bool>,

@@ -104,7 +104,7 @@ impl Parsed {
 /// become many elements of the kernel's table, for each pod that the policy selects.
 pub(crate) const MOST_PARTS: usize = 10_000;
 
-/// What a policy may still have, of [`MOST_PARTS`].
+/// Parts that a policy may still have, of [`MOST_PARTS`].
 struct Room {
     parts: usize,
     told: bool,
